@@ -1,0 +1,256 @@
+"""
+The plain backend: any mounted file system, by nothing but the interfaces of Linux.
+
+It is what adapters of particular storage systems build upon.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from uuid import uuid4
+
+from attrs import define
+from twisted.internet.defer import Deferred
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+from storageproxy import trees
+from storageproxy.beneath import Directory
+from storageproxy.config import VolumeSettings
+from storageproxy.errors import DiskFull, VFolderExists, VFolderNotFound
+from storageproxy.interfaces import IBackend, IThreads, IVolume
+from storageproxy.schema import Complaint, Duration, structure
+from storageproxy.threads import Progress, VolumeThreads
+from storageproxy.vfolder import UPLOADS, VFolderID
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Seconds that counting a folder may take before ``/folder/usage`` says "too many" (-1).
+USAGE_LIMIT = 3.0
+
+#: Where deleted folders wait for their removal, in the root of the volume.
+TRASH = ".storage-proxy/trash"
+
+#: How often a directory is made again when a deletion nearby takes its parent away.
+_RACES = 16
+
+
+@define(frozen=True)
+class Options:
+    """
+    ``[volume.NAME.options]``.
+
+    :param threads: calls at most that are made on the mount at one time.
+    :param deadline: seconds that a call may take before the volume is said to be unavailable.
+    """
+
+    threads: int = 16
+    deadline: Duration = Duration(15.0)
+
+
+@implementer(IVolume)
+class VFSVolume:
+    """
+    A mounted tree of vfolders.
+
+    :param threads: where calls on the mount are made.
+    """
+
+    backend = "vfs"
+
+    def __init__(self, name: str, path: str, fsprefix: str, threads: IThreads) -> None:
+        self.name = name
+        self.path = path
+        self.fsprefix = fsprefix
+        self.threads = threads
+
+    def open_root(self) -> Directory:
+        """See :meth:`storageproxy.interfaces.IVolume.open_root`."""
+        return Directory.open_root(self.path)
+
+    def open_folder(self, vfid: VFolderID) -> Directory:
+        """See :meth:`storageproxy.interfaces.IVolume.open_folder`."""
+        with self.open_root() as root:
+            try:
+                return root.descend("/".join(vfid.layout))
+            except (FileNotFoundError, NotADirectoryError):
+                raise VFolderNotFound(vfid=str(vfid)) from None
+
+    def within(
+        self,
+        vfid: VFolderID,
+        operation: Callable[Concatenate[Directory, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Deferred[T]:
+        """See :meth:`storageproxy.interfaces.IVolume.within`."""
+
+        def call() -> T:
+            with self.open_folder(vfid) as folder:
+                return operation(folder, *args, **kwargs)
+
+        return self.threads.run(call)
+
+    async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.create_folder`."""
+        await self.threads.run(self._create, vfid, mode, False)
+
+    async def delete_folder(self, vfid: VFolderID) -> bool:
+        """See :meth:`storageproxy.interfaces.IVolume.delete_folder`."""
+        return await self.threads.run(self._throw_away, vfid)
+
+    async def empty_trash(self) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
+        await self.threads.run_long(self._empty_trash)
+
+    async def clone_folder(self, vfid: VFolderID, target: Any, target_vfid: VFolderID) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.clone_folder`."""
+        await self.threads.run_long(lambda progress: self._check_space(vfid, target, progress))
+        made = await self._make_target(target, target_vfid)
+        try:
+            await self.threads.run_long(
+                lambda progress: self._copy(vfid, target, target_vfid, progress)
+            )
+        except BaseException:
+            # Only what was made here; a target that was there may hold more than the copy.
+            if made:
+                await target.delete_folder(target_vfid)
+            raise
+
+    async def usage(self, vfid: VFolderID) -> trees.Usage:
+        """See :meth:`storageproxy.interfaces.IVolume.usage`."""
+        return await self.within(vfid, trees.usage, None, USAGE_LIMIT)
+
+    async def used_bytes(self, vfid: VFolderID) -> int:
+        """See :meth:`storageproxy.interfaces.IVolume.used_bytes`."""
+        return await self.threads.run_long(lambda progress: self._count(vfid, progress))
+
+    async def fs_usage(self) -> tuple[int, int]:
+        """See :meth:`storageproxy.interfaces.IVolume.fs_usage`."""
+        status = await self.threads.run(os.statvfs, self.path)
+        return (
+            status.f_frsize * status.f_blocks,
+            status.f_frsize * (status.f_blocks - status.f_bavail),
+        )
+
+    async def hardware_info(self) -> dict[str, Any]:
+        """See :meth:`storageproxy.interfaces.IVolume.hardware_info`."""
+        return {"status": "healthy", "status_info": None, "metadata": {}}
+
+    # ---- in threads
+
+    def _create(self, vfid: VFolderID, mode: int | None, exist_ok: bool) -> bool:
+        *above, name = vfid.layout
+        with self.open_root() as root:
+            for _ in range(_RACES):
+                try:
+                    root.make_directories("/".join(above))
+                    with root.descend("/".join(above)) as parent:
+                        os.mkdir(name, 0o755 if mode is None else mode, dir_fd=parent.descriptor)
+                        if mode is not None:
+                            # An explicit mode is meant as it is, whatever the umask.
+                            os.chmod(name, mode, dir_fd=parent.descriptor)
+                        parent.sync()
+                    return True
+                except FileExistsError:
+                    if exist_ok:
+                        return False
+                    raise VFolderExists(vfid=str(vfid)) from None
+                except FileNotFoundError:
+                    # The last folder of this prefix was deleted in between.
+                    continue
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _throw_away(self, vfid: VFolderID) -> bool:
+        *above, name = vfid.layout
+        with self.open_root() as root:
+            try:
+                parent = root.descend("/".join(above))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            with parent, root.ensure(TRASH, 0o700) as trash:
+                try:
+                    os.rename(
+                        name,
+                        f"{name}-{uuid4().hex}",
+                        src_dir_fd=parent.descriptor,
+                        dst_dir_fd=trash.descriptor,
+                    )
+                except FileNotFoundError:
+                    return False
+                parent.sync()
+            # The scope's directory stays, as the original leaves it.
+            prefix = vfid.layout[:-1]
+            for depth in (len(prefix), len(prefix) - 1):
+                with suppress(OSError):
+                    os.rmdir("/".join(prefix[:depth]), dir_fd=root.descriptor)
+        return True
+
+    def _empty_trash(self, progress: Progress) -> None:
+        with self.open_root() as root:
+            try:
+                trash = root.descend(TRASH, links=False)
+            except FileNotFoundError:
+                return
+            with trash:
+                for name in os.listdir(trash.descriptor):
+                    with suppress(FileNotFoundError):
+                        trees.remove(trash, name, progress.step)
+
+    def _check_space(self, vfid: VFolderID, target: Any, progress: Progress) -> None:
+        needed = self._count(vfid, progress)
+        status = os.statvfs(target.path)
+        free = status.f_frsize * status.f_bavail
+        if needed > free:
+            raise DiskFull(
+                f"volume {target.name}: the clone needs {needed} bytes, and {free} are free"
+            )
+
+    def _count(self, vfid: VFolderID, progress: Progress) -> int:
+        with self.open_folder(vfid) as folder:
+            return trees.usage(folder, progress).used_bytes
+
+    async def _make_target(self, target: Any, vfid: VFolderID) -> bool:
+        try:
+            await target.create_folder(vfid, None, None)
+        except VFolderExists:
+            return False
+        return True
+
+    def _copy(self, vfid: VFolderID, target: Any, target_vfid: VFolderID, progress: Progress) -> None:
+        with self.open_folder(vfid) as source, target.open_folder(target_vfid) as copy:
+            trees.copy(source, copy, progress, skip=UPLOADS)
+
+
+@implementer(IPlugin, IBackend)
+class VFSBackend:
+    """The plugin: ``backend = "vfs"``."""
+
+    name = "vfs"
+
+    def check(self, name: str, settings: VolumeSettings) -> list[str]:
+        """See :meth:`storageproxy.interfaces.IBackend.check`."""
+        try:
+            options = structure(settings.options, Options)
+        except Complaint as error:
+            return [f"options.{key}: {why}" for key, why in error.fields.items()]
+        if not 2 <= options.threads <= 1024:
+            return ["options.threads: a number from 2 to 1024"]
+        return [] if options.deadline > 0 else ["options.deadline: more than 0 seconds"]
+
+    def volume(self, name: str, settings: VolumeSettings, reactor: Any) -> VFSVolume:
+        """See :meth:`storageproxy.interfaces.IBackend.volume`."""
+        options = structure(settings.options, Options)
+        threads = VolumeThreads(
+            reactor,
+            name,
+            size=options.threads,
+            deadline=options.deadline,
+            long_calls=max(1, options.threads // 4),
+        )
+        return VFSVolume(name, settings.path, settings.fsprefix, threads)

@@ -1,0 +1,3 @@
+"""
+The two HTTP faces of the daemon.
+"""

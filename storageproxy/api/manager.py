@@ -1,0 +1,613 @@
+"""
+The manager API: what a Backend.AI Manager does to vfolders, by JSON RPC.
+
+It speaks to managers of every era at once: both dialects of vfolder ids, unknown keys are ignored,
+and answers have everything that any of them reads.
+"""
+
+from __future__ import annotations
+
+import binascii
+import functools
+import hmac
+import posixpath
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from attrs import field, frozen
+from klein import Klein
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from werkzeug.exceptions import HTTPException
+
+import storageproxy
+from storageproxy import files
+from storageproxy.api.routing import (
+    MAX_JSON,
+    answer_json,
+    from_router,
+    parameters,
+    read_json,
+    translate,
+)
+from storageproxy.background import Background
+from storageproxy.beneath import Directory, File
+from storageproxy.errors import (
+    FileNotFound,
+    Forbidden,
+    InvalidParameters,
+    InvalidSubpath,
+    MalformedRequest,
+    MethodNotAllowed,
+    StorageProxyError,
+    UnsupportedOperation,
+    UploadTooLarge,
+    VFolderGone,
+    VFolderNotFound,
+    from_os_error,
+)
+from storageproxy.interfaces import IPerformanceMetric, IQuota, capabilities
+from storageproxy.schema import ByteSize, FileName, Flag, RelativePath, RelativePaths, Text
+from storageproxy.tokens import TokenKey
+from storageproxy.transfer import downloads
+from storageproxy.transfer.request import StreamingRequest
+from storageproxy.transfer.uploads import Uploads
+from storageproxy.trees import TooSlow
+from storageproxy.vfolder import VFolderID, relative_path
+from storageproxy.volumes import Volumes
+
+SECRET_HEADER = "x-backendai-storage-auth-token"
+
+#: Paths in one call of mkdir, as managers of 24.03 and later limit them.
+MAX_PATHS = 50
+
+
+@frozen
+class Nothing:
+    """No parameters."""
+
+
+@frozen
+class OnVolume:
+    """A volume."""
+
+    volume: Text
+
+
+@frozen
+class OnFolder(OnVolume):
+    """A vfolder."""
+
+    vfid: VFolderID
+
+
+@frozen
+class CreationOptions:
+    """``options`` of a creation; those of later releases are for quota scopes."""
+
+    quota: ByteSize | None = None
+
+
+@frozen
+class Create(OnFolder):
+    """A vfolder to make."""
+
+    options: CreationOptions | None = None
+    mode: int | None = None
+
+
+@frozen
+class Clone:
+    """Two vfolders."""
+
+    src_volume: Text
+    src_vfid: VFolderID
+    dst_vfid: VFolderID
+    dst_volume: Text | None = None
+
+
+@frozen
+class Mount(OnFolder):
+    """A vfolder, and a path in it that has to be inside."""
+
+    subpath: str = "."
+
+
+@frozen
+class Quota(OnVolume):
+    """What a quota is for."""
+
+    vfid: VFolderID | None = None
+
+
+@frozen
+class NewQuota(Quota):
+    """A quota to set."""
+
+    size_bytes: ByteSize = field(kw_only=True)
+
+
+@frozen
+class Metadata(OnFolder):
+    """Metadata to keep, in base64."""
+
+    payload: str
+
+
+@frozen
+class OnPath(OnFolder):
+    """A path in a vfolder."""
+
+    relpath: RelativePath
+
+
+@frozen
+class MakeDirectories(OnFolder):
+    """Directories to make."""
+
+    relpath: RelativePaths
+    parents: Flag = Flag(True)
+    exist_ok: Flag = Flag(False)
+
+
+@frozen
+class Rename(OnPath):
+    """A file or directory, and its new name; ``is_dir`` of some eras means nothing."""
+
+    new_name: FileName
+
+
+@frozen
+class Move(OnFolder):
+    """Two paths in a vfolder."""
+
+    src_relpath: RelativePath
+    dst_relpath: RelativePath
+
+
+@frozen
+class Upload(OnPath):
+    """A file to come, and its size in bytes."""
+
+    size: int
+
+
+@frozen
+class Delete(OnFolder):
+    """Files, and with ``recursive`` directories."""
+
+    relpaths: list[RelativePath]
+    recursive: Flag = Flag(False)
+
+
+@frozen
+class Answer:
+    """A JSON answer with a status of its own."""
+
+    document: Mapping[str, Any]
+    status: int
+
+
+@frozen
+class Stream:
+    """An answer with the contents of a file."""
+
+    volume: Any
+    file: File
+    size: int
+
+
+class MountRefused(StorageProxyError):
+    """What managers of 22.03 turn into InvalidAPIParameters when a session is made."""
+
+    status = 400
+    suffix = "invalid-api-params"
+    error_code = "vfolder_read_invalid-parameters"
+    title = "Invalid API parameters"
+
+
+def rpc(
+    app: Klein, method: str, path: str, cls: type[Any], limit: int = MAX_JSON
+) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], Any]:
+    """
+    A route for managers: with the secret, and with parameters as a JSON body, on GET also.
+
+    What the method returns is the answer: nothing (204), a JSON document (200), or an
+    :class:`Answer` or :class:`Stream`.
+
+    :param cls: the attrs class of the parameters; :class:`Nothing` takes no body at all.
+    :param limit: bytes of the body.
+    """
+
+    def decorate(method_: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+        @functools.wraps(method_)
+        async def endpoint(self: ManagerAPI, request: StreamingRequest) -> bytes | None:
+            request.route = path
+            self.authorize(request)
+            if request.method == b"HEAD":
+                raise MethodNotAllowed(headers={"Allow": method})
+            params = await _read(request, cls, limit)
+            try:
+                answer = await method_(self, params)
+                return await _answer(request, answer)
+            except OSError as error:
+                raise _explain(error, params) from error
+
+        return app.route(path, methods=[method])(endpoint)
+
+    return decorate
+
+
+async def _read(request: StreamingRequest, cls: type[Any], limit: int) -> Any:
+    if cls is not Nothing:
+        return parameters(await read_json(request, limit), cls)
+    if request.body_length != 0:
+        raise MalformedRequest("Malformed request (request body should be empty)")
+    return cls()
+
+
+async def _answer(request: StreamingRequest, answer: Any) -> bytes | None:
+    if answer is None:
+        request.setResponseCode(204)
+        return None
+    if isinstance(answer, Answer):
+        return answer_json(request, answer.document, answer.status)
+    if not isinstance(answer, Stream):
+        return answer_json(request, answer)
+    request.setHeader(b"Content-Type", b"application/octet-stream")
+    try:
+        body = downloads.whole(answer.file, answer.size)
+        await downloads.send(request, answer.volume.threads, body)
+    finally:
+        answer.volume.threads.clean_up(answer.file.close)
+    return None
+
+
+def _explain(error: OSError, params: Any) -> StorageProxyError:
+    names = ("relpath", "src_relpath", "dst_relpath", "subpath")
+    paths = [value for name in names if isinstance(value := getattr(params, name, None), str)]
+    return from_os_error(error, getattr(params, "volume", None) or params.src_volume, paths)
+
+
+class ManagerAPI:
+    """
+    The routes.
+
+    :param secret: what a manager has to send.
+    :param scandir_limit: entries at most in a listing, 0 for all.
+    :param max_upload_size: bytes of one upload.
+    :param delete_status: what a finished deletion is answered with: 202, 204 or 410.
+    :param background: where what a manager need not wait for is done.
+    :param clock: returns seconds since the epoch.
+    :ivar draining: whether new work should go elsewhere.
+    """
+
+    app = Klein()
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        uploads: Uploads,
+        key: TokenKey,
+        secret: str,
+        scandir_limit: int,
+        max_upload_size: int,
+        delete_status: int,
+        background: Background,
+        clock: Callable[[], float],
+    ) -> None:
+        self._volumes = volumes
+        self._uploads = uploads
+        self._key = key
+        self._secret = secret.encode("utf-8")
+        self._scandir_limit = scandir_limit
+        self._max_upload_size = max_upload_size
+        self._delete_status = delete_status
+        self._background = background
+        self._clock = clock
+        self.draining = False
+
+    @app.handle_errors(HTTPException)
+    def _no_route(self, request: StreamingRequest, failure: Failure) -> bytes:
+        # Whoever has not the secret is not told which routes there are.
+        try:
+            self.authorize(request)
+            raise from_router(failure.value)
+        except StorageProxyError:
+            return translate(request, Failure())
+
+    @app.handle_errors(Exception)
+    def _failed(self, request: StreamingRequest, failure: Failure) -> bytes:
+        return translate(request, failure)
+
+    def authorize(self, request: StreamingRequest) -> None:
+        """
+        :raises Forbidden: when the secret is missing or wrong.
+        """
+        given = request.header(SECRET_HEADER) or ""
+        if not hmac.compare_digest(given.encode("latin-1"), self._secret):
+            raise Forbidden()
+
+    # ---- the daemon itself
+
+    @app.route("/status", methods=["GET"])
+    @app.route("/livez", methods=["GET"])
+    @app.route("/health", methods=["GET"])
+    def health(self, request: StreamingRequest) -> bytes:
+        """Say that the daemon is there; for those who have no secret."""
+        return answer_json(request, _status())
+
+    @app.route("/readyz", methods=["GET"])
+    def readiness(self, request: StreamingRequest) -> bytes:
+        """Say whether new work should be sent here."""
+        if self.draining:
+            return answer_json(request, {**_status(), "status": "draining"}, 503)
+        return answer_json(request, _status())
+
+    @rpc(app, "GET", "/", Nothing)
+    async def status(self, _: Nothing) -> Mapping[str, Any]:
+        """Say that the daemon is there, and that the secret is right."""
+        return _status()
+
+    # ---- volumes
+
+    @rpc(app, "GET", "/volumes", Nothing)
+    async def volumes(self, _: Nothing) -> Mapping[str, Any]:
+        """Which volumes there are; without a look at any of them."""
+        return {
+            "volumes": [
+                {
+                    "name": volume.name,
+                    "backend": volume.backend,
+                    "path": volume.path,
+                    "fsprefix": volume.fsprefix,
+                    "capabilities": capabilities(volume),
+                }
+                for volume in self._volumes
+            ]
+        }
+
+    @rpc(app, "GET", "/volume/hwinfo", OnVolume)
+    async def hardware_info(self, params: OnVolume) -> Mapping[str, Any]:
+        """How the storage system is."""
+        return await self._volumes.get(params.volume).hardware_info()  # type: ignore[no-any-return]
+
+    @rpc(app, "GET", "/volume/performance-metric", OnVolume)
+    async def performance_metric(self, params: OnVolume) -> Mapping[str, Any]:
+        """How busy the storage system is."""
+        volume = _able(self._volumes.get(params.volume), IPerformanceMetric)
+        return {"metric": await volume.performance_metric()}
+
+    @rpc(app, "GET", "/volume/quota", Quota)
+    async def quota(self, params: Quota) -> Any:
+        """The limit of a vfolder, as a bare number."""
+        volume = _able(self._volumes.get(params.volume), IQuota)
+        return await volume.get_quota(params.vfid)  # type: ignore[no-any-return]
+
+    @rpc(app, "PATCH", "/volume/quota", NewQuota)
+    async def set_quota(self, params: NewQuota) -> None:
+        """Limit a vfolder."""
+        volume = _able(self._volumes.get(params.volume), IQuota)
+        await volume.set_quota(params.vfid, params.size_bytes)
+
+    @rpc(app, "GET", "/folder/fs-usage", OnVolume)
+    async def fs_usage(self, params: OnVolume) -> Mapping[str, Any]:
+        """How large and how full the file system is."""
+        capacity, used = await self._volumes.get(params.volume).fs_usage()
+        return {"capacity_bytes": capacity, "used_bytes": used}
+
+    # ---- vfolders
+
+    @rpc(app, "POST", "/folder/create", Create)
+    async def create(self, params: Create) -> None:
+        """Make a vfolder."""
+        if params.mode is not None and not 0 <= params.mode <= 0o777:
+            raise InvalidParameters.of({"mode": "permissions from 0 to 0o777"})
+        quota = params.options.quota if params.options is not None else None
+        await self._volumes.get(params.volume).create_folder(params.vfid, params.mode, quota)
+
+    @rpc(app, "POST", "/folder/delete", OnFolder)
+    async def delete(self, params: OnFolder) -> Answer | None:
+        """Delete a vfolder: it is gone at once, its contents follow in the background."""
+        volume = self._volumes.get(params.volume)
+        await volume.delete_folder(params.vfid)
+        self._background.start("Emptying the trash", volume.empty_trash())
+        if self._delete_status == 410:
+            raise VFolderGone(vfid=str(params.vfid))
+        if self._delete_status == 202:
+            return Answer({"bgtask_id": str(uuid4())}, 202)
+        return None
+
+    @rpc(app, "POST", "/folder/clone", Clone)
+    async def clone(self, params: Clone) -> Mapping[str, Any]:
+        """Copy a vfolder, to another volume also."""
+        source = self._volumes.get(params.src_volume)
+        target = self._volumes.get(params.dst_volume or params.src_volume)
+        if target is source and params.src_vfid.layout == params.dst_vfid.layout:
+            raise InvalidParameters.of({"dst_vfid": "is the source itself"})
+        # It goes on when the manager's patience ends.
+        await self._background.run(
+            "A clone", source.clone_folder(params.src_vfid, target, params.dst_vfid)
+        )
+        return {"bgtask_id": str(uuid4())}
+
+    @rpc(app, "GET", "/folder/mount", Mount)
+    async def mount(self, params: Mount) -> Mapping[str, Any]:
+        """Where a vfolder lies on the host: always its root, with a subpath also."""
+        volume = self._volumes.get(params.volume)
+        members = {"vfid": str(params.vfid)}
+        try:
+            await volume.within(params.vfid, _check_subpath, params.subpath)
+        except VFolderNotFound:
+            raise MountRefused("VFolder not found", **members) from None
+        except (InvalidSubpath, NotADirectoryError):
+            raise MountRefused(
+                "Invalid vfolder subpath", **members, subpath=params.subpath
+            ) from None
+        return {"path": posixpath.join(volume.path, *params.vfid.layout)}
+
+    @rpc(app, "GET", "/folder/usage", OnFolder)
+    async def usage(self, params: OnFolder) -> Mapping[str, Any]:
+        """Files and bytes in a vfolder; -1 when there are too many to count."""
+        try:
+            found = await self._volumes.get(params.volume).usage(params.vfid)
+        except TooSlow:
+            return {"file_count": -1, "used_bytes": -1}
+        return {"file_count": found.files, "used_bytes": found.used_bytes}
+
+    @rpc(app, "GET", "/folder/used-bytes", OnFolder)
+    async def used_bytes(self, params: OnFolder) -> Mapping[str, Any]:
+        """Bytes in a vfolder."""
+        return {"used_bytes": await self._volumes.get(params.volume).used_bytes(params.vfid)}
+
+    @rpc(app, "GET", "/folder/metadata", OnFolder)
+    async def metadata(self, params: OnFolder) -> Mapping[str, Any]:
+        """What was kept with a vfolder."""
+        payload = await self._within(params, files.read_metadata)
+        return {"status": "ok", "payload": payload}
+
+    @rpc(app, "POST", "/folder/metadata", Metadata, files.MAX_METADATA * 3 // 2)
+    async def set_metadata(self, params: Metadata) -> Mapping[str, Any]:
+        """Keep something with a vfolder."""
+        try:
+            payload = b64decode(params.payload, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidParameters.of({"payload": "value is not base64"}) from None
+        await self._within(params, files.write_metadata, payload)
+        return {"status": "ok"}
+
+    # ---- files
+
+    @rpc(app, "POST", "/folder/file/mkdir", MakeDirectories)
+    async def make_directories(self, params: MakeDirectories) -> Answer:
+        """Make directories, and say of each what became of it."""
+        paths = params.relpath
+        if not 1 <= len(paths) <= MAX_PATHS:
+            raise InvalidParameters.of({"relpath": f"from 1 to {MAX_PATHS} paths"})
+        success, failed = await self._within(
+            params, _make_each, params.volume, paths, params.parents, params.exist_ok
+        )
+        results = {"results": {"success": success, "failed": failed}}
+        if not failed:
+            return Answer(results, 200)
+        status = 207 if success else 422
+        message = "; ".join(f"{item['item']}: {item['msg']}" for item in failed)
+        error_code = "vfolder_create_failed"
+        return Answer({**results, "msg": message, "error_code": error_code}, status)
+
+    @rpc(app, "POST", "/folder/file/list", OnPath)
+    async def list_files(self, params: OnPath) -> Mapping[str, Any]:
+        """One level of a directory."""
+        host_path = posixpath.join(
+            self._volumes.get(params.volume).path, *params.vfid.layout
+        )
+        items = await self._within(
+            params, files.list_directory, host_path, params.relpath, self._scandir_limit
+        )
+        return {"items": items}
+
+    @rpc(app, "POST", "/folder/file/rename", Rename)
+    async def rename(self, params: Rename) -> None:
+        """Give a file or directory another name."""
+        target = posixpath.join(posixpath.dirname(params.relpath), params.new_name)
+        await self._within(params, files.rename, params.relpath, target)
+
+    @rpc(app, "POST", "/folder/file/move", Move)
+    async def move(self, params: Move) -> None:
+        """Put a file or directory somewhere else in its vfolder."""
+        await self._within(params, files.rename, params.src_relpath, params.dst_relpath)
+
+    @rpc(app, "POST", "/folder/file/fetch", OnPath)
+    async def fetch(self, params: OnPath) -> Stream:
+        """The contents of a file."""
+        volume = self._volumes.get(params.volume)
+
+        def open_file() -> tuple[File, int]:
+            with volume.open_folder(params.vfid) as folder:
+                file = folder.open_file(params.relpath)
+                return file, file.status().st_size
+
+        try:
+            file, size = await volume.threads.submit(
+                open_file, volume.threads.deadline, lambda opened: opened[0].close()
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFound(paths=[params.relpath]) from None
+        return Stream(volume, file, size)
+
+    @rpc(app, "POST", "/folder/file/download", OnPath)
+    async def download(self, params: OnPath) -> Mapping[str, Any]:
+        """A token for a download; nothing is looked at before it is used."""
+        self._volumes.get(params.volume)
+        token = self._key.download(self._clock(), params.volume, params.vfid, params.relpath)
+        return {"token": token}
+
+    @rpc(app, "POST", "/folder/file/upload", Upload)
+    async def upload(self, params: Upload) -> Mapping[str, Any]:
+        """Begin an upload session, and make a token for it."""
+        volume = self._volumes.get(params.volume)
+        if params.size < 0:
+            raise InvalidParameters.of({"size": "a size cannot be negative"})
+        if params.size > self._max_upload_size:
+            raise UploadTooLarge(f"at most {self._max_upload_size} bytes are taken")
+        session = await self._uploads.create(volume, params.vfid, params.relpath, params.size)
+        token = self._key.upload(
+            self._clock(), params.volume, params.vfid, params.relpath, params.size, session
+        )
+        return {"token": token}
+
+    @rpc(app, "POST", "/folder/file/delete", Delete)
+    async def delete_files(self, params: Delete) -> Mapping[str, Any]:
+        """Delete files."""
+        await self._within(
+            params, files.delete, params.volume, list(params.relpaths), params.recursive
+        )
+        return {"status": "ok"}
+
+    def _within(self, params: OnFolder, operation: Any, *args: Any) -> Deferred[Any]:
+        volume = self._volumes.get(params.volume)
+        return volume.within(params.vfid, operation, *args)  # type: ignore[no-any-return]
+
+
+def _status() -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "type": "manager-facing",
+        "storage-proxy": storageproxy.__version__,
+    }
+
+
+def _able(volume: Any, ability: Any) -> Any:
+    if not ability.providedBy(volume):
+        raise UnsupportedOperation(f"volume {volume.name}: {UnsupportedOperation.title}")
+    return volume
+
+
+def _check_subpath(folder: Directory, subpath: str) -> None:
+    try:
+        folder.status(relative_path(subpath), follow=True)
+    except FileNotFoundError:
+        # It may be made later on, as long as it does not lead out.
+        if ".." in subpath.split("/"):
+            raise InvalidSubpath(subpath=subpath) from None
+    except ValueError:
+        raise InvalidSubpath(subpath=subpath) from None
+
+
+def _make_each(
+    folder: Directory, volume: str, paths: list[str], parents: bool, exist_ok: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    success: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            files.make_directory(folder, path, parents, exist_ok)
+        except OSError as error:
+            failed.append({"msg": from_os_error(error, volume).message, "item": path})
+        except StorageProxyError as error:
+            failed.append({"msg": error.message, "item": path})
+        else:
+            success.append({"msg": None, "item": path})
+    return success, failed

@@ -1,0 +1,163 @@
+"""
+What all routes have in common: parameters in, JSON out, and one answer for every error.
+
+Klein matches the path; a route states what it needs, and raises errors of
+:mod:`storageproxy.errors`. Nothing else in the daemon knows how an error looks on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from klein import Klein
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+from werkzeug.exceptions import HTTPException
+
+from storageproxy.errors import (
+    InvalidParameters,
+    MalformedRequest,
+    MethodNotAllowed,
+    NoSuchRoute,
+    StorageProxyError,
+)
+from storageproxy.schema import Complaint, structure
+from storageproxy.transfer.request import StreamingRequest, read_body
+from storageproxy.transfer.uploads import Interrupted
+
+T = TypeVar("T")
+
+#: Bytes of a JSON body, as the original takes them.
+MAX_JSON = 1024 * 1024
+
+log = Logger()
+
+
+def answer_json(
+    request: StreamingRequest,
+    document: Mapping[str, Any],
+    status: int = 200,
+    media_type: str = "application/json",
+) -> bytes:
+    """
+    Set status and headers of a JSON answer.
+
+    :return: its body.
+    """
+    body = json.dumps(document).encode("ascii")
+    request.setResponseCode(status)
+    request.setHeader(b"Content-Type", f"{media_type}; charset=utf-8".encode("ascii"))
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    return body
+
+
+async def read_json(request: StreamingRequest, limit: int = MAX_JSON) -> Mapping[str, Any]:
+    """
+    The JSON object in a request's body, whatever its content type says; none is an empty one.
+
+    :raises MalformedRequest: when it is something else.
+    """
+    body = await read_body(request, limit)
+    if not body:
+        return {}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise MalformedRequest("the body of the request is not JSON") from None
+    if not isinstance(found, dict):
+        raise MalformedRequest("the body of the request is not a JSON object")
+    return found
+
+
+def parameters(table: Mapping[str, Any], cls: type[T]) -> T:
+    """
+    The parameters of a route.
+
+    :raises InvalidParameters: naming each that is missing or wrong.
+    """
+    try:
+        return structure(table, cls)
+    except Complaint as error:
+        raise InvalidParameters.of(error.nested()) from None
+
+
+def answer_error(request: StreamingRequest, error: StorageProxyError) -> bytes:
+    """Set status and headers of a problem document (RFC 9457), and return it."""
+    if error.status >= 500:
+        log.error(
+            "{method} {route} is answered with {status}: {message}",
+            method=request.method.decode("latin-1"),
+            route=request.route,
+            status=error.status,
+            message=error.message,
+            request_id=request.request_id,
+        )
+    for name, value in error.headers.items():
+        request.setHeader(name.encode("ascii"), value.encode("latin-1", "replace"))
+    return answer_json(request, error.document(), error.status, "application/problem+json")
+
+
+def translate(request: StreamingRequest, failure: Failure) -> bytes:
+    """
+    Answer whatever a route has raised.
+    """
+    error = failure.value
+    if isinstance(error, CancelledError):
+        # The client is gone, and with it whoever would read an answer.
+        return b""
+    if isinstance(error, Interrupted) or request.startedWriting:
+        if not isinstance(error, Interrupted):
+            log.failure("An answer was broken off", failure, request_id=request.request_id)
+        request.abort()
+        return b""
+    if isinstance(error, HTTPException):
+        error = from_router(error)
+    if isinstance(error, StorageProxyError):
+        return answer_error(request, error)
+    log.failure("Incident {request_id}", failure, request_id=request.request_id)
+    return answer_error(
+        request,
+        StorageProxyError(
+            f"Internal server error; the log has it under {request.request_id}",
+            incident=request.request_id,
+        ),
+    )
+
+
+def from_router(error: HTTPException) -> StorageProxyError:
+    """The error for a path or a method that no route has."""
+    if error.code == 405:
+        methods = sorted(set(getattr(error, "valid_methods", None) or ()))
+        return MethodNotAllowed(headers={"Allow": ", ".join(methods)})
+    return NoSuchRoute()
+
+
+class UTF8Paths(Resource):
+    """
+    Refuses URLs that Klein would refuse in HTML.
+
+    :param app: the application behind it.
+    """
+
+    isLeaf = True
+
+    def __init__(self, app: Klein) -> None:
+        super().__init__()
+        app.url_map.merge_slashes = False
+        self._resource: IResource = app.resource()
+
+    def render(self, request: IRequest) -> Any:
+        """Let Klein answer."""
+        try:
+            b"/".join(request.postpath).decode("utf-8")
+        except UnicodeDecodeError:
+            request.write(answer_error(request, MalformedRequest("the path is not UTF-8")))
+            request.finish()
+            return NOT_DONE_YET
+        return self._resource.render(request)

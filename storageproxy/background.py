@@ -1,0 +1,59 @@
+"""
+Work that has to come to its end, whoever has asked for it and whether or not he still waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class Background:
+    """
+    Coroutines that nobody cancels.
+    """
+
+    _log: Logger = field(factory=lambda: Logger("storageproxy.background"))
+    _running: set[Deferred[None]] = field(factory=set)
+
+    def run(self, what: str, work: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """
+        Begin some work.
+
+        :param what: names it in the log, should it fail when nobody waits any more.
+        :return: a Deferred with its result. Cancelling it lets go of the result only.
+        """
+        answer: Deferred[T] = Deferred(lambda _: None)
+        self._begin(what, work, answer)
+        return answer
+
+    def start(self, what: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Begin some work whose result nobody waits for."""
+        self._begin(what, work, None)
+
+    async def wait(self) -> None:
+        """Return when all of it has ended."""
+        await gatherResults(list(self._running))
+
+    def _begin(
+        self, what: str, work: Coroutine[Any, Any, T], answer: Deferred[T] | None
+    ) -> None:
+        running: Deferred[Any] = Deferred.fromCoroutine(work)
+
+        def done(result: T | Failure) -> None:
+            self._running.discard(running)
+            if answer is not None and not answer.called:
+                answer.callback(result)
+            elif isinstance(result, Failure):
+                self._log.warn("{what} has failed: {error}", what=what, error=result.value)
+
+        self._running.add(running)
+        running.addBoth(done)

@@ -1,0 +1,347 @@
+"""
+Every path operation of the daemon, beneath an open directory.
+
+The owner of a vfolder writes into it while we work: symbolic links, swapped directories, FIFOs. So
+no path is ever joined and checked. The kernel resolves it beneath a directory that is open already
+(openat2(2) with ``RESOLVE_BENEATH``), and everything else is done by descriptor. All of it blocks:
+it belongs into a volume's threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from storageproxy.errors import InvalidSubpath, NotRegularFile
+
+#: ``linux/openat2.h``; the number of the call is the same on all architectures.
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+#: openat2(2): with RESOLVE_BENEATH and a rename elsewhere, ``..`` has to be tried again.
+_RACES = 64
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    ]
+
+
+def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
+    how = _OpenHow(
+        flags | os.O_CLOEXEC,
+        mode if flags & os.O_CREAT else 0,
+        resolve | _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS,
+    )
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    name = os.fsencode(path)
+    for _ in range(_RACES):
+        found: int = _syscall(
+            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory), name, ctypes.byref(how), size
+        )
+        if found >= 0:
+            return found
+        number = ctypes.get_errno()
+        if number not in (errno.EAGAIN, errno.EINTR):
+            break
+    if number == errno.EXDEV:
+        raise InvalidSubpath(subpath=path)
+    raise OSError(number, os.strerror(number), path)
+
+
+def _walk(directory: int, path: str, flags: int, mode: int, resolve: int) -> int:
+    """
+    The same for kernels without openat2: one component at a time, symbolic links refused.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InvalidSubpath(subpath=path)
+    current = os.dup(directory)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
+            os.close(current)
+            current = below
+        return os.open(parts[-1] if parts else ".", flags | os.O_NOFOLLOW, mode, dir_fd=current)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR) and _has_link(directory, parts):
+            raise InvalidSubpath(subpath=path) from None
+        raise
+    finally:
+        os.close(current)
+
+
+def _has_link(directory: int, parts: list[str]) -> bool:
+    for stop in range(1, len(parts) + 1):
+        try:
+            status = os.stat("/".join(parts[:stop]), dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return False
+        if stat.S_ISLNK(status.st_mode):
+            return True
+    return False
+
+
+def _supported() -> bool:
+    try:
+        os.close(_openat2(-100, ".", os.O_PATH, 0, 0))
+    except OSError as error:
+        return error.errno not in (errno.ENOSYS, errno.EPERM)
+    return True
+
+
+#: How a path is opened beneath a directory on this kernel.
+open_beneath = _openat2 if _supported() else _walk
+
+
+class File:
+    """
+    An open regular file, which is closed only when no call on it is under way.
+
+    A call that hangs in a thread goes on after its caller has given up. Closed behind its back,
+    the number of its descriptor could name another file when it comes back.
+
+    :param descriptor: belongs to the object from now on.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """
+        The descriptor, for as long as the block lasts.
+
+        :raises OSError: EBADF when the file is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._users += 1
+        try:
+            yield self._descriptor
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._closed and not self._users
+            if last:
+                os.close(self._descriptor)
+
+    def status(self) -> os.stat_result:
+        """Its ``fstat``."""
+        with self.descriptor() as descriptor:
+            return os.fstat(descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read at an offset; fewer bytes only at the end of the file."""
+        with self.descriptor() as descriptor:
+            return os.pread(descriptor, size, offset)
+
+    def write(self, buffers: Iterable[bytes], offset: int) -> int:
+        """
+        Write all of the buffers at an offset.
+
+        :return: the number of bytes written.
+        :raises OSError: what was written before it stays.
+        """
+        left = [memoryview(buffer) for buffer in buffers]
+        written = 0
+        with self.descriptor() as descriptor:
+            while left:
+                # IOV_MAX, limits.h
+                done = os.pwritev(descriptor, left[:1024], offset + written)
+                written += done
+                while left and done >= len(left[0]):
+                    done -= len(left.pop(0))
+                if left:
+                    left[0] = left[0][done:]
+        return written
+
+    def truncate(self, size: int) -> None:
+        """Cut the file, or let it grow, to a number of bytes."""
+        with self.descriptor() as descriptor:
+            os.ftruncate(descriptor, size)
+
+    def sync_data(self) -> None:
+        """Return when its bytes are on stable storage (fdatasync(2))."""
+        with self.descriptor() as descriptor:
+            os.fdatasync(descriptor)
+
+    def sync(self) -> None:
+        """Return when its bytes and its metadata are on stable storage (fsync(2))."""
+        with self.descriptor() as descriptor:
+            os.fsync(descriptor)
+
+    def close(self) -> None:
+        """Close it, or leave that to the last call that is under way."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            last = not self._users
+        if last:
+            os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Directory:
+    """
+    An open directory. Nothing that is named through it lies outside of it.
+
+    :param descriptor: belongs to the object from now on.
+    """
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def open_root(cls, path: str) -> Directory:
+        """
+        Open a directory that the administrator has named.
+        """
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self, path: str, flags: int, mode: int = 0, *, links: bool = True) -> int:
+        """
+        Open a path beneath the directory.
+
+        :param path: relative.
+        :param flags: as for open(2); close-on-exec is added.
+        :param mode: the permissions of a file that ``O_CREAT`` makes.
+        :param links: whether symbolic links on the way may be followed. They are never followed
+            out of the directory.
+        :return: a descriptor.
+        :raises InvalidSubpath: when the path leads out.
+        """
+        return open_beneath(
+            self.descriptor, path, flags, mode, 0 if links else _RESOLVE_NO_SYMLINKS
+        )
+
+    def descend(self, path: str, *, links: bool = True) -> Directory:
+        """Open a directory beneath this one."""
+        return Directory(self.open(path, os.O_RDONLY | os.O_DIRECTORY, links=links))
+
+    def open_file(
+        self, path: str, flags: int = os.O_RDONLY, mode: int = 0o666, *, links: bool = True
+    ) -> File:
+        """
+        Open a regular file, and nothing else: a FIFO would hang, a device would be worse.
+
+        :raises NotRegularFile: when it is anything else.
+        """
+        try:
+            descriptor = self.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, mode, links=links)
+        except OSError as error:
+            # A socket, or a FIFO that nobody reads (open(2)); a directory to be written.
+            if error.errno in (errno.ENXIO, errno.EISDIR):
+                raise NotRegularFile(paths=[path]) from None
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise NotRegularFile(paths=[path])
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return File(descriptor)
+
+    def status(self, path: str, *, follow: bool = False) -> os.stat_result:
+        """
+        The ``stat`` of a path.
+
+        :param follow: whether a symbolic link at its end stands for its target.
+        """
+        descriptor = self.open(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+        try:
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def parent(self, path: str) -> tuple[Directory, str]:
+        """
+        Open the directory that holds a path, for what is done to the name itself.
+
+        :return: the open directory and the last component.
+        :raises InvalidSubpath: when the path has no last component that is a name.
+        """
+        above, _, name = path.rpartition("/")
+        if name in ("", ".", ".."):
+            raise InvalidSubpath("the path has to name something inside of the vfolder", subpath=path)
+        return self.descend(above or "."), name
+
+    def make_directories(self, path: str, mode: int = 0o755) -> None:
+        """
+        Make a directory and those above it that are missing, on stable storage.
+
+        :raises FileExistsError: when a file is in the way.
+        """
+        parts = path.split("/")
+        made = len(parts)
+        while True:
+            try:
+                current = self.descend("/".join(parts[:made]) or ".")
+                break
+            except FileNotFoundError:
+                made -= 1
+        try:
+            for part in parts[made:]:
+                if part == "..":
+                    raise InvalidSubpath(subpath=path)
+                try:
+                    os.mkdir(part, mode, dir_fd=current.descriptor)
+                    os.fsync(current.descriptor)
+                except FileExistsError:
+                    pass
+                below = current.descend(part, links=False)
+                current.close()
+                current = below
+        finally:
+            current.close()
+
+    def ensure(self, path: str, mode: int = 0o755) -> Directory:
+        """Open a directory, which is made with those above it when it is missing."""
+        try:
+            return self.descend(path, links=False)
+        except FileNotFoundError:
+            self.make_directories(path, mode)
+            return self.descend(path, links=False)
+
+    def sync(self) -> None:
+        """Return when the names in the directory are on stable storage."""
+        os.fsync(self.descriptor)

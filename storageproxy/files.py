@@ -1,0 +1,212 @@
+"""
+What a manager does to the files of a vfolder, beneath its open directory.
+
+Paths come from :func:`storageproxy.vfolder.relative_path`. Names are taken as they are: a symbolic
+link is renamed, moved and deleted itself, not what it points to. All of it blocks, and belongs into
+a volume's threads.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from base64 import b64encode
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from storageproxy import trees
+from storageproxy.beneath import Directory
+from storageproxy.errors import (
+    InvalidSubpath,
+    RequestTooLarge,
+    StorageProxyError,
+    TargetConflict,
+    from_os_error,
+)
+
+METADATA = "metadata.json"
+MAX_METADATA = 10 * 1024 * 1024
+
+
+def list_directory(folder: Directory, host_path: str, path: str, limit: int) -> list[dict[str, Any]]:
+    """
+    One level of a directory, as ``/folder/file/list`` answers it.
+
+    :param host_path: where the vfolder lies on this host, to recognise links into it.
+    :param limit: entries at most, 0 for all.
+    """
+    items = []
+    with folder.descend(path) as directory, os.scandir(directory.descriptor) as found:
+        for entry in found:
+            if limit and len(items) == limit:
+                break
+            try:
+                status = entry.stat(follow_symlinks=False)
+                target = (
+                    os.readlink(entry.name, dir_fd=directory.descriptor)
+                    if entry.is_symlink()
+                    else ""
+                )
+            except (FileNotFoundError, PermissionError, OSError):
+                # It went away, or became something else, since its name was read.
+                continue
+            items.append(
+                {
+                    "name": entry.name,
+                    "type": _kind(status.st_mode),
+                    "stat": {
+                        "mode": status.st_mode,
+                        "size": status.st_size,
+                        "created": _time(status.st_ctime),
+                        "modified": _time(status.st_mtime),
+                    },
+                    "symlink_target": _inside(target, host_path, path),
+                }
+            )
+    return items
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "DIRECTORY"
+    return "SYMLINK" if stat.S_ISLNK(mode) else "FILE"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _inside(target: str, host_path: str, path: str) -> str:
+    """The target of a link, relative to the listed directory; nothing when it leads out."""
+    if not target:
+        return ""
+    here = posixpath.normpath(posixpath.join(host_path, path))
+    there = posixpath.normpath(posixpath.join(here, target))
+    if there != host_path and not there.startswith(host_path + "/"):
+        return ""
+    return posixpath.relpath(there, here)
+
+
+def make_directory(folder: Directory, path: str, parents: bool, exist_ok: bool) -> None:
+    """
+    :param parents: whether directories above it that are missing are made too.
+    :param exist_ok: whether the directory may exist already.
+    :raises FileExistsError: when it does, or a file is in its place.
+    """
+    if path == ".":
+        if exist_ok:
+            return
+        raise FileExistsError(17, os.strerror(17), path)
+    above = path.rpartition("/")[0]
+    if parents and above:
+        folder.make_directories(above)
+    parent, name = folder.parent(path)
+    with parent:
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent.descriptor)
+        except FileExistsError:
+            if not exist_ok or not stat.S_ISDIR(folder.status(path, follow=True).st_mode):
+                raise
+
+
+def rename(folder: Directory, source: str, target: str) -> None:
+    """
+    Move a file or directory to another path of the vfolder, in one step. A file there is replaced.
+
+    :raises TargetConflict: when the target is a directory.
+    """
+    from_directory, from_name = folder.parent(source)
+    with from_directory:
+        to_directory, to_name = folder.parent(target)
+        with to_directory:
+            os.stat(from_name, dir_fd=from_directory.descriptor, follow_symlinks=False)
+            refuse_directory(to_directory, to_name, target)
+            os.rename(
+                from_name,
+                to_name,
+                src_dir_fd=from_directory.descriptor,
+                dst_dir_fd=to_directory.descriptor,
+            )
+
+
+def refuse_directory(parent: Directory, name: str, path: str) -> None:
+    """
+    :raises TargetConflict: when the name is that of a directory.
+    """
+    try:
+        status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(status.st_mode):
+        raise TargetConflict(f"{path} is an existing directory", paths=[path])
+
+
+def delete(folder: Directory, volume: str, paths: list[str], recursive: bool) -> None:
+    """
+    Delete what can be deleted, then complain about what could not.
+
+    :param volume: the volume's name, for messages.
+    :param recursive: whether directories are deleted with what is in them.
+    :raises StorageProxyError: the first failure, with all the paths that failed.
+    """
+    for path in paths:
+        if path.rpartition("/")[2] in (".", ".."):
+            raise InvalidSubpath("the path has to name something inside of the vfolder", subpath=path)
+    failed: dict[str, StorageProxyError] = {}
+    for path in paths:
+        try:
+            parent, name = folder.parent(path)
+            with parent:
+                status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
+                if recursive and stat.S_ISDIR(status.st_mode):
+                    trees.remove(parent, name)
+                else:
+                    os.unlink(name, dir_fd=parent.descriptor)
+        except StorageProxyError as error:
+            failed[path] = error
+        except OSError as error:
+            failed[path] = from_os_error(error, volume)
+    for error in failed.values():
+        error.members["paths"] = list(failed)
+        raise error
+
+
+def read_metadata(folder: Directory) -> str:
+    """
+    The vfolder's metadata, in base64; empty when there is none.
+    """
+    try:
+        with folder.open_file(METADATA, links=False) as file:
+            return b64encode(file.read(0, MAX_METADATA)).decode("ascii")
+    except FileNotFoundError:
+        return ""
+
+
+def write_metadata(folder: Directory, payload: bytes) -> None:
+    """
+    Keep metadata in the vfolder, where the original's backends look for it.
+
+    :raises RequestTooLarge: when it is more than 10 MiB.
+    """
+    if len(payload) > MAX_METADATA:
+        raise RequestTooLarge(f"metadata is limited to {MAX_METADATA} bytes")
+    temporary = f".{METADATA}.{uuid4().hex}"
+    try:
+        with folder.open_file(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
+        ) as file:
+            file.write([payload], 0)
+            file.sync()
+        refuse_directory(folder, METADATA, METADATA)
+        os.rename(
+            temporary, METADATA, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor
+        )
+        folder.sync()
+    except BaseException:
+        try:
+            os.unlink(temporary, dir_fd=folder.descriptor)
+        except FileNotFoundError:
+            pass
+        raise

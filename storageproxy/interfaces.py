@@ -1,0 +1,204 @@
+"""
+What has several implementations: the storage systems, and the threads that calls on them run in.
+
+The core of a volume is :class:`IVolume`. What only some storage systems can do has a small
+interface of its own; a volume provides those it can do, and the capabilities that ``/volumes``
+reports are computed from that (:func:`capabilities`).
+"""
+
+from __future__ import annotations
+
+from zope.interface import Attribute, Interface
+
+
+class IThreads(Interface):
+    """Where the blocking calls of one volume are made."""
+
+    deadline = Attribute("Seconds that an ordinary call may take.")
+
+    def run(function, *args, **kwargs):
+        """
+        Make a short call, with the usual deadline.
+
+        Cancelling takes the call back when it has not begun, and lets go of its result when it
+        has.
+
+        :return: a Deferred with what the function returns or raises.
+        :raises storageproxy.errors.VolumeUnavailable: (in the Deferred) when it takes too long, or
+            when too much is waiting already.
+        """
+
+    def submit(function, deadline, discard):
+        """
+        Make a call with another deadline, or whose result must not get lost.
+
+        :param deadline: seconds, None for no limit.
+        :param discard: called with the result, in a thread, when nobody waits for it any more.
+        :return: as :meth:`run`.
+        """
+
+    def run_long(function):
+        """
+        Make a call that may take as long as it likes while it makes progress.
+
+        :param function: called with a :class:`storageproxy.threads.Progress`.
+        :return: a coroutine with what the function returns or raises.
+        :raises storageproxy.errors.VolumeUnavailable: when it makes no progress.
+        """
+
+    def clean_up(function):
+        """
+        Make a call that nobody waits for, such as closing a file, however much is waiting.
+        """
+
+    def stop():
+        """Take no more calls, and let the threads end with those that they have."""
+
+
+class IBackend(Interface):
+    """
+    A storage system, found as a Twisted plugin in ``twisted.plugins``.
+    """
+
+    name = Attribute("What ``backend = …`` says in the configuration.")
+
+    def check(name, settings):
+        """
+        Look at the settings of a volume before anything is started, without touching its mount.
+
+        :param name: the volume's name.
+        :param settings: a :class:`storageproxy.config.VolumeSettings`.
+        :return: a list of complaints, each naming a key and what is allowed.
+        """
+
+    def volume(name, settings, reactor):
+        """
+        Make the volume; nothing is done on its mount before it is used.
+
+        :return: an :class:`IVolume`.
+        """
+
+
+class IVolume(Interface):
+    """
+    A mounted tree of vfolders.
+
+    The methods that return a Directory are to be called in the volume's threads; the others
+    return Deferreds or coroutines.
+    """
+
+    name = Attribute("Its name in the configuration.")
+    backend = Attribute("The name of its backend.")
+    path = Attribute("Where it is mounted, absolute and without symbolic links.")
+    fsprefix = Attribute("What ``/volumes`` reports; it is used nowhere else.")
+    threads = Attribute("Its IThreads.")
+
+    def open_root():
+        """
+        Open the root of the volume. In threads only.
+
+        :return: a :class:`storageproxy.beneath.Directory`, to be closed.
+        """
+
+    def open_folder(vfid):
+        """
+        Open a vfolder. In threads only.
+
+        :return: a :class:`storageproxy.beneath.Directory`, to be closed.
+        :raises storageproxy.errors.VFolderNotFound: when there is none.
+        """
+
+    def within(vfid, operation, *args):
+        """
+        Call ``operation(folder, *args)`` in a thread, with the open vfolder.
+
+        :return: a Deferred with what it returns or raises.
+        """
+
+    def create_folder(vfid, mode, quota):
+        """
+        Make a vfolder.
+
+        :param mode: its permissions, None for ``0o755`` less the umask.
+        :param quota: its limit in bytes, None for none; backends without quotas ignore it.
+        :raises storageproxy.errors.VFolderExists:
+        """
+
+    def delete_folder(vfid):
+        """
+        Take a vfolder away at once, and leave its contents for :meth:`empty_trash`.
+
+        :return: whether there was one.
+        """
+
+    def empty_trash():
+        """Remove what deleted vfolders have left, also before a restart."""
+
+    def clone_folder(vfid, target, target_vfid):
+        """
+        Copy a vfolder into another one, which is made when it does not exist.
+
+        :param target: the :class:`IVolume` of the copy.
+        """
+
+    def usage(vfid):
+        """
+        Count files and bytes.
+
+        :return: a :class:`storageproxy.trees.Usage`.
+        :raises storageproxy.trees.TooSlow: when counting takes more than a few seconds.
+        """
+
+    def used_bytes(vfid):
+        """
+        Bytes in a vfolder, however long it takes to count them.
+        """
+
+    def fs_usage():
+        """
+        The size of the file system.
+
+        :return: capacity and used bytes, as a pair.
+        """
+
+    def hardware_info():
+        """
+        The state of the storage system.
+
+        :return: a table with ``status`` (healthy, degraded, offline, unavailable), ``status_info``
+            (text or None) and ``metadata`` (a table).
+        """
+
+
+class IQuota(Interface):
+    """A volume that can limit the size of a vfolder."""
+
+    def get_quota(vfid):
+        """
+        :param vfid: a vfolder, or None for the volume.
+        :return: the limit in bytes.
+        """
+
+    def set_quota(vfid, size):
+        """
+        :param vfid: a vfolder, or None for the volume.
+        :param size: the limit in bytes.
+        """
+
+
+class IPerformanceMetric(Interface):
+    """A volume that knows how busy its storage system is."""
+
+    def performance_metric():
+        """
+        :return: a table with ``iops_read``, ``iops_write``, ``io_bytes_read``, ``io_bytes_write``,
+            ``io_usec_read`` and ``io_usec_write``.
+        """
+
+
+_CAPABILITIES = {IVolume: "vfolder", IQuota: "quota", IPerformanceMetric: "metric"}
+
+
+def capabilities(volume: object) -> list[str]:
+    """The capabilities that ``/volumes`` reports of a volume: those that it provides."""
+    return [name for ability, name in _CAPABILITIES.items() if ability.providedBy(volume)]

@@ -1,0 +1,119 @@
+"""
+The log: one line of JSON for each event and for each request.
+
+Tokens and secrets are never among the values: requests are logged by route, without their queries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    LogLevelFilterPredicate,
+    formatEvent,
+)
+from twisted.python.logfile import LogFile
+from zope.interface import implementer
+
+from storageproxy.config import Configuration
+
+_REQUEST = (
+    "method",
+    "route",
+    "status",
+    "bytes_sent",
+    "bytes_received",
+    "duration",
+    "client",
+    "aborted",
+)
+_LEVELS = {
+    "NOTSET": LogLevel.debug,
+    "DEBUG": LogLevel.debug,
+    "INFO": LogLevel.info,
+    "WARNING": LogLevel.warn,
+    "ERROR": LogLevel.error,
+    "CRITICAL": LogLevel.critical,
+}
+
+
+def line(event: LogEvent) -> str:
+    """
+    An event as one line of JSON, with a newline at its end.
+    """
+    when = datetime.fromtimestamp(event["log_time"], UTC).isoformat(timespec="milliseconds")
+    level = event.get("log_level", LogLevel.info)
+    record: dict[str, Any] = {
+        "time": when,
+        "level": level.name,
+        "logger": event.get("log_namespace", ""),
+        "message": formatEvent(event),
+    }
+    if "request_id" in event:
+        record["request_id"] = event["request_id"]
+    if event.get("log_access"):
+        record.update((key, event[key]) for key in _REQUEST)
+        record["duration"] = round(record["duration"], 6)
+    failure = event.get("log_failure")
+    if failure is not None:
+        record["traceback"] = failure.getTraceback()
+    return json.dumps(record, default=str) + "\n"
+
+
+@implementer(ILogObserver)
+class JSONObserver:
+    """
+    Writes events to a file.
+
+    :param write: takes text.
+    :param flush: called when a line is written.
+    """
+
+    def __init__(self, write: Callable[[str], object], flush: Callable[[], object]) -> None:
+        self._write = write
+        self._flush = flush
+
+    def __call__(self, event: LogEvent) -> None:
+        self._write(line(event))
+        self._flush()
+
+
+def observer(settings: Configuration, debug: bool, stdout: TextIO | None = None) -> Any:
+    """
+    What the configuration wants of the log.
+
+    :param debug: whether everything is logged, whatever it says.
+    :return: an :class:`ILogObserver`.
+    """
+    observers: list[JSONObserver] = []
+    if "file" in settings.logging.drivers and settings.logging.file is not None:
+        wanted = settings.logging.file
+        os.makedirs(wanted.path, exist_ok=True)
+        file = LogFile(
+            wanted.filename,
+            wanted.path,
+            rotateLength=wanted.rotation_size,
+            maxRotatedFiles=wanted.backup_count,
+        )
+        observers.append(JSONObserver(file.write, file.flush))
+    if "console" in settings.logging.drivers or not observers:
+        console = stdout or sys.stdout
+        observers.append(JSONObserver(console.write, console.flush))
+    level = LogLevel.debug if debug else _LEVELS[settings.logging.level.upper()]
+    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+
+    @implementer(ILogObserver)
+    def all_of_them(event: LogEvent) -> None:
+        for one in observers:
+            one(event)
+
+    return FilteringLogObserver(all_of_them, [predicate])

@@ -1,0 +1,248 @@
+"""
+From untrusted tables (configuration, JSON bodies, token claims) to attrs classes.
+
+The types of a class's fields say what is taken; :func:`structure` complains with a table of field
+names, so that nobody has to guess which value was wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NewType, TypeVar, get_origin
+
+import attrs
+import cattrs
+from cattrs.cols import list_structure_factory
+from cattrs.errors import (
+    AttributeValidationNote,
+    BaseValidationError,
+    ClassValidationError,
+    IterableValidationNote,
+)
+
+from storageproxy.vfolder import QuotaScopeID, VFolderID, file_name, relative_path
+
+T = TypeVar("T")
+
+#: A path inside a vfolder (:func:`storageproxy.vfolder.relative_path`).
+RelativePath = NewType("RelativePath", str)
+#: One such path, or a list of them.
+RelativePaths = NewType("RelativePaths", list[str])
+#: One name in a directory.
+FileName = NewType("FileName", str)
+#: A count of bytes: a whole number, or text such as ``100g`` or ``1GiB`` (powers of 1024).
+ByteSize = NewType("ByteSize", int)
+#: A time in seconds: a number, or text such as ``90``, ``1.5h``, ``1d`` or ``2w``.
+Duration = NewType("Duration", float)
+#: A flag as the original takes it: true, yes, 1, on, … in any letter case; null is false.
+Flag = NewType("Flag", bool)
+#: A text that is not blank.
+Text = NewType("Text", str)
+
+_TRUE = frozenset({"t", "true", "y", "yes", "on", "1", "1.0"})
+_FALSE = frozenset({"false", "n", "no", "off", "0", "none", "0.0"})
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtpe])?(i?b(?:ytes)?)?)", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(yr|mo|[wdhm])?", re.IGNORECASE)
+_UNIT_SECONDS = {
+    "": 1,
+    "m": 60,
+    "h": 3600,
+    "d": 86400,
+    "w": 7 * 86400,
+    "mo": 30 * 86400,
+    "yr": 365 * 86400,
+}
+
+
+class Complaint(ValueError):
+    """
+    A value is not what it has to be.
+
+    :param fields: the dotted name of each wrong field, and what is wrong with it.
+    """
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{name}: {why}" for name, why in fields.items()))
+        self.fields = dict(fields)
+
+    def nested(self) -> dict[str, Any]:
+        """The complaints as tables in tables, as the original tells them."""
+        top: dict[str, Any] = {}
+        for name, why in self.fields.items():
+            *above, last = name.split(".")
+            table = top
+            for step in above:
+                table = table.setdefault(step, {})
+            table[last] = why
+        return top
+
+
+def text(value: object) -> str:
+    """A string as it is; numbers and the like are refused."""
+    if not isinstance(value, str):
+        raise ValueError("value is not a string")
+    return value
+
+
+def solid_text(value: object) -> str:
+    """A string that is not blank."""
+    if not text(value).strip():
+        raise ValueError("blank value is not allowed")
+    return text(value)
+
+
+def flag(value: object) -> bool:
+    """A flag in any of the spellings that the original takes."""
+    word = str(value).strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("value can't be converted to Bool")
+
+
+def whole_number(value: object) -> int:
+    """A whole number, also as text."""
+    if isinstance(value, bool):
+        raise ValueError("value can't be converted to int")
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", value):
+        return int(value)
+    raise ValueError("value can't be converted to int")
+
+
+def number(value: object) -> float:
+    """A number that is neither endless nor text."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("value is not a number")
+    return float(value)
+
+
+def byte_size(value: object) -> int:
+    """A count of bytes."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("expected a number of bytes such as 1073741824, 1g or 1GiB")
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError("a size cannot be negative")
+        return value
+    found = _SIZE.fullmatch(value.strip().replace("_", "").replace(",", ""))
+    if found is None:
+        if value.strip().lower() in ("inf", "infinite", "infinity"):
+            return 2**63 - 1
+        raise ValueError("expected a number of bytes such as 1073741824, 1g or 1GiB")
+    return int(float(found[1]) * 1024 ** (" kmgtpe".index((found[2] or " ").lower())))
+
+
+def duration(value: object) -> float:
+    """A time in seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+        if found is None:
+            raise ValueError("expected seconds, or a time such as 1.5h, 1d or 2w")
+        seconds = float(found[1]) * _UNIT_SECONDS[(found[2] or "").lower()]
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("a time cannot be negative or endless")
+    return seconds
+
+
+converter = cattrs.Converter()
+
+
+@converter.register_structure_hook_factory(attrs.has)
+def _tables_only(cls: type) -> Callable[[Any, Any], Any]:
+    make = converter.gen_structure_attrs_fromdict(cls)
+
+    def hook(value: Any, wanted: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("value is not a table of names and values")
+        return make(value, wanted)
+
+    return hook
+
+
+@converter.register_structure_hook_factory(lambda cls: get_origin(cls) is list)
+def _lists_only(cls: Any) -> Callable[[Any, Any], Any]:
+    make = list_structure_factory(cls, converter)
+
+    def hook(value: Any, wanted: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError("value is not a list")
+        return make(value, wanted)
+
+    return hook
+
+
+converter.register_structure_hook(str, lambda value, _: text(value))
+converter.register_structure_hook(int, lambda value, _: whole_number(value))
+converter.register_structure_hook(float, lambda value, _: number(value))
+
+
+def register(wanted: object, hook: Callable[[Any], Any]) -> None:
+    """
+    Say how a type of field is made.
+
+    :param wanted: the type, which may be a ``NewType``.
+    :param hook: from the untrusted value; a ValueError is what its owner is told.
+    """
+    converter.register_structure_hook_func(
+        lambda candidate: candidate is wanted, lambda value, _: hook(value)
+    )
+
+
+register(Text, solid_text)
+register(Flag, flag)
+register(ByteSize, byte_size)
+register(Duration, duration)
+register(RelativePath, lambda value: relative_path(text(value)))
+register(
+    RelativePaths,
+    lambda value: [
+        relative_path(text(item)) for item in (value if isinstance(value, list) else [value])
+    ],
+)
+register(FileName, lambda value: file_name(text(value)))
+register(VFolderID, lambda value: VFolderID.parse(text(value)))
+register(QuotaScopeID, lambda value: QuotaScopeID.parse(text(value)))
+
+
+def structure(table: object, cls: type[T]) -> T:
+    """
+    Make an instance of an attrs class from a table; keys that the class does not know are ignored.
+
+    :raises Complaint: naming each field that is missing or wrong.
+    """
+    try:
+        return converter.structure(table, cls)
+    except (BaseValidationError, ValueError) as error:
+        raise Complaint(dict(_complaints(error, ""))) from None
+
+
+def _complaints(error: BaseException, where: str) -> list[tuple[str, str]]:
+    if isinstance(error, Complaint):
+        return [(_join(where, name), why) for name, why in error.fields.items()]
+    if not isinstance(error, BaseValidationError):
+        if isinstance(error, KeyError) and where.rpartition(".")[2] == str(error.args[0]):
+            return [(where, "is required")]
+        return [(where, str(error) or type(error).__name__)]
+    found: list[tuple[str, str]] = []
+    for inner in error.exceptions:
+        name = ""
+        for note in getattr(inner, "__notes__", ()):
+            if isinstance(note, AttributeValidationNote):
+                name = note.name
+            elif isinstance(note, IterableValidationNote):
+                name = str(note.index)
+        if isinstance(error, ClassValidationError) and isinstance(inner, KeyError) and not name:
+            name = str(inner.args[0])
+        found += _complaints(inner, _join(where, name))
+    return found
+
+
+def _join(where: str, name: Any) -> str:
+    return f"{where}.{name}" if where and name else where or str(name)

@@ -1,0 +1,106 @@
+"""
+The command line: ``twistd storage-proxy``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from storageproxy.config import Configuration, ConfigurationError, find_file, load, standalone
+
+_GREETING = """
+Storage Proxy runs on {directory}:
+  client API   http://127.0.0.1:6021
+  manager API  http://127.0.0.1:6022, with the secret in {directory}/manager-secret
+
+Try an upload:
+  S="X-BackendAI-Storage-Auth-Token: $(cat {directory}/manager-secret)"
+  V=$(cat /proc/sys/kernel/random/uuid)
+  curl -H "$S" http://127.0.0.1:6022/folder/create \\
+    -d '{{"volume": "local", "vfid": "'$V'"}}'
+  T=$(curl -s -H "$S" http://127.0.0.1:6022/folder/file/upload \\
+    -d '{{"volume": "local", "vfid": "'$V'", "relpath": "hello.txt", "size": 6}}' | cut -d '"' -f 4)
+  echo hello | curl -X PATCH "http://127.0.0.1:6021/upload?token=$T" --data-binary @- \\
+    -H "Upload-Offset: 0" -H "Content-Type: application/offset+octet-stream"
+  find {directory}/local -name hello.txt
+"""
+
+
+class Options(usage.Options):
+    """
+    What can be said on the command line. A configuration that cannot be used ends the process with
+    status 1 and a line for each problem.
+    """
+
+    optParameters = [
+        ["config", "f", None, "The configuration file (storage-proxy.toml)."],
+        [
+            "standalone",
+            None,
+            None,
+            "Run without a configuration: one vfs volume, and generated secrets, in this directory.",
+        ],
+    ]
+    optFlags = [["debug", None, "Log everything."]]
+
+    settings: Configuration
+
+    def opt_version(self) -> None:
+        """Display the version and exit."""
+        import storageproxy
+
+        print(f"storage-proxy {storageproxy.__version__}")
+        raise SystemExit(0)
+
+    def postOptions(self) -> None:
+        """Load the configuration."""
+        try:
+            if self["config"] and self["standalone"]:
+                raise ConfigurationError(["--config and --standalone exclude each other"])
+            if self["standalone"]:
+                self.settings = standalone(Path(self["standalone"]))
+            else:
+                path = Path(self["config"]) if self["config"] else find_file(os.environ)
+                self.settings = load(path)
+        except ConfigurationError as error:
+            _refuse(error)
+
+
+def _refuse(error: ConfigurationError) -> None:
+    for problem in error.problems:
+        print(problem, file=sys.stderr)
+    raise SystemExit(1)
+
+
+def makeService(options: Options) -> IService:
+    """
+    :return: the daemon.
+    """
+    # Klein takes the reactor when it is imported; by now it is the one that was chosen.
+    from twisted.internet import reactor
+
+    from storageproxy.logs import observer
+    from storageproxy.service import StorageProxy
+
+    settings = options.settings
+    greeting = ""
+    if options["standalone"]:
+        greeting = _GREETING.format(directory=options["standalone"])
+    parent: Any = options.parent or {}
+    # What twistd was told about its log counts more than the configuration.
+    own_log = not any(parent.get(name) for name in ("logfile", "logger", "syslog"))
+    debug = bool(options["debug"]) or settings.debug.enabled
+    try:
+        return StorageProxy(
+            settings, reactor, observer(settings, debug) if own_log else None, greeting
+        )
+    except ConfigurationError as error:
+        _refuse(error)
+        raise
+

@@ -1,0 +1,282 @@
+"""
+The threads in which a volume's file-system calls are made.
+
+A call on a dead mount hangs in the kernel and cannot be ended. It costs its volume one thread and
+its caller a :exc:`~storageproxy.errors.VolumeUnavailable` when the deadline passes; the reactor and
+all other volumes never notice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from storageproxy.errors import VolumeUnavailable
+from storageproxy.interfaces import IThreads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Reactor(Protocol):
+    """The part of the reactor that is needed: timers, and calls from other threads."""
+
+    callLater: Callable[..., IDelayedCall]
+    callFromThread: Callable[..., Any]
+
+
+class Abandoned(Exception):
+    """The caller of a long operation has given up; raised inside of it."""
+
+
+class Progress:
+    """
+    How a long operation tells that it is alive, and learns that it need not go on.
+
+    :ivar steps: a number that grows.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._abandoned = threading.Event()
+
+    def step(self) -> None:
+        """
+        To be called often, at least once for each file and each few MiB.
+
+        :raises Abandoned: when nobody waits for the result any more.
+        """
+        self.steps += 1
+        if self._abandoned.is_set():
+            raise Abandoned
+
+    def abandon(self) -> None:
+        """Make the next :meth:`step` end the operation."""
+        self._abandoned.set()
+
+
+@define(eq=False)
+class _Call:
+    function: Callable[[], Any]
+    deferred: Deferred[Any]
+    discard: Callable[[Any], object] | None
+    timer: IDelayedCall | None = None
+    started: bool = False
+    overdue: bool = False
+
+
+@implementer(IThreads)
+@define(eq=False)
+class VolumeThreads:
+    """
+    A bounded pool of threads with a bounded queue in front.
+
+    :param reactor: where results are delivered and deadlines are kept.
+    :param name: the volume's name, for messages.
+    :param size: threads at most.
+    :param backlog: calls at most that wait for a thread.
+    :param deadline: seconds that a call may take, waiting included.
+    :param long_calls: long operations at most that run at one time.
+    """
+
+    reactor: IReactorTime | IReactorFromThreads | Any
+    name: str
+    size: int = 16
+    backlog: int = 1024
+    deadline: float = 15.0
+    long_calls: int = 4
+    _log: Logger = field(factory=lambda: Logger("storageproxy.threads"))
+    _ready: threading.Condition = field(factory=threading.Condition)
+    _queue: deque[_Call | None] = field(factory=deque)
+    _threads: int = 0
+    _idle: int = 0
+    _stuck: int = 0
+    _stopped: bool = False
+    _long: DeferredSemaphore = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._long = DeferredSemaphore(self.long_calls)
+
+    def run(
+        self,
+        function: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Deferred[T]:
+        """See :meth:`storageproxy.interfaces.IThreads.run`."""
+        return self.submit(lambda: function(*args, **kwargs), self.deadline, None)
+
+    def submit(
+        self,
+        function: Callable[[], T],
+        deadline: float | None,
+        discard: Callable[[T], object] | None,
+    ) -> Deferred[T]:
+        """See :meth:`storageproxy.interfaces.IThreads.submit`."""
+        try:
+            return self._submit(function, deadline, discard).deferred
+        except VolumeUnavailable:
+            return fail()
+
+    def _submit(
+        self,
+        function: Callable[[], T],
+        deadline: float | None,
+        discard: Callable[[T], object] | None,
+    ) -> _Call:
+        if self._stopped:
+            raise VolumeUnavailable(f"volume {self.name}: the daemon is stopping")
+        if self._stuck >= self.size:
+            raise VolumeUnavailable(f"volume {self.name}: all its threads are stuck")
+        if len(self._queue) >= self.backlog:
+            raise VolumeUnavailable(f"volume {self.name}: too many calls are waiting")
+        deferred: Deferred[T] = Deferred(lambda _: self._abandon(call, CancelledError()))
+        call = _Call(function, deferred, discard)
+        if deadline is not None:
+            call.timer = self.reactor.callLater(deadline, self._late, call, deadline)
+        self._enqueue(call)
+        return call
+
+    async def run_long(self, function: Callable[[Progress], T]) -> T:
+        """See :meth:`storageproxy.interfaces.IThreads.run_long`."""
+        await self._turn()
+        progress = Progress()
+        call = self._submit(lambda: self._long_call(function, progress), None, None)
+        stalled = False
+
+        def watch(steps: int) -> None:
+            nonlocal timer, stalled
+            if progress.steps == steps:
+                stalled = True
+                call.deferred.cancel()
+            else:
+                timer = self.reactor.callLater(self.deadline, watch, progress.steps)
+
+        timer = self.reactor.callLater(self.deadline, watch, -1)
+        try:
+            result: T = await call.deferred
+        except CancelledError:
+            if stalled:
+                raise VolumeUnavailable(
+                    f"volume {self.name}: a long operation makes no progress"
+                ) from None
+            raise
+        finally:
+            progress.abandon()
+            if timer.active():
+                timer.cancel()
+            if not call.started:
+                self._long.release()
+        return result
+
+    async def _turn(self) -> None:
+        turn = self._long.acquire()
+        timer = self.reactor.callLater(self.deadline * 4, turn.cancel)
+        try:
+            await turn
+        except CancelledError:
+            if timer.active():
+                raise
+            raise VolumeUnavailable(f"volume {self.name}: too many long operations") from None
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def _long_call(self, function: Callable[[Progress], T], progress: Progress) -> T:
+        # The turn is given back when the thread is, not when the caller stops waiting.
+        try:
+            progress.step()
+            return function(progress)
+        finally:
+            self.reactor.callFromThread(self._long.release)
+
+    def clean_up(self, function: Callable[[], object]) -> None:
+        """See :meth:`storageproxy.interfaces.IThreads.clean_up`."""
+        self._enqueue(_Call(function, Deferred(), None))
+
+    def stop(self) -> None:
+        """See :meth:`storageproxy.interfaces.IThreads.stop`."""
+        with self._ready:
+            self._stopped = True
+            self._queue.extend([None] * self._threads)
+            self._ready.notify_all()
+
+    def _enqueue(self, call: _Call) -> None:
+        with self._ready:
+            self._queue.append(call)
+            if self._idle >= len(self._queue):
+                self._ready.notify()
+                return
+            if self._threads >= self.size:
+                return
+            self._threads += 1
+        # Daemon threads: one that hangs in a dead mount must not keep the process from ending.
+        threading.Thread(target=self._work, name=f"volume-{self.name}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                while not self._queue:
+                    self._idle += 1
+                    self._ready.wait()
+                    self._idle -= 1
+                call = self._queue.popleft()
+                if call is None:
+                    self._threads -= 1
+                    return
+                call.started = True
+            result: object
+            try:
+                result = call.function()
+            except BaseException:
+                result = Failure()
+            self.reactor.callFromThread(self._done, call, result)
+            del call, result
+
+    def _done(self, call: _Call, result: Any) -> None:
+        if call.overdue:
+            self._stuck -= 1
+            self._log.info(
+                "Volume {name}: a call that was given up has come back.", name=self.name
+            )
+        if call.timer is not None and call.timer.active():
+            call.timer.cancel()
+        if not call.deferred.called:
+            call.deferred.callback(result)
+        elif call.discard is not None and not isinstance(result, Failure):
+            discard = call.discard
+            self.clean_up(lambda: discard(result))
+
+    def _late(self, call: _Call, deadline: float) -> None:
+        self._log.warn(
+            "Volume {name}: a call has not come back for {deadline} s. Its mount may be dead:"
+            " look at it and at the server behind it.",
+            name=self.name,
+            deadline=deadline,
+        )
+        with self._ready:
+            call.overdue = call.started
+        if call.overdue:
+            self._stuck += 1
+        self._abandon(
+            call, VolumeUnavailable(f"volume {self.name}: no answer for {deadline:g} seconds")
+        )
+
+    def _abandon(self, call: _Call, reason: Exception) -> None:
+        if call.timer is not None and call.timer.active():
+            call.timer.cancel()
+        with self._ready:
+            if not call.started:
+                self._queue.remove(call)
+        if not call.deferred.called:
+            call.deferred.errback(Failure(reason))
+

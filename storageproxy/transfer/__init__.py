@@ -1,0 +1,3 @@
+"""
+Bulk data between connections and volumes.
+"""

@@ -1,0 +1,175 @@
+"""
+A directory as one zip file, made while it is sent.
+
+It is stored, not compressed: what people keep here mostly is compressed already, and so the length
+is known before the first byte. :mod:`zipfile` writes it; only the sum of the lengths is ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable
+from functools import partial
+from zipfile import ZIP64_LIMIT, ZIP_FILECOUNT_LIMIT, ZipFile, ZipInfo
+
+from attrs import frozen
+
+from storageproxy import trees
+from storageproxy.beneath import Directory
+from storageproxy.errors import InvalidSubpath
+from storageproxy.threads import Progress
+from storageproxy.transfer.downloads import BLOCK, Body, Changed, Chunks
+from storageproxy.vfolder import UPLOADS
+
+#: Fixed lengths of the records of a zip file (APPNOTE.TXT sections 4.3.7 to 4.3.16).
+_LOCAL_HEADER = 30
+_CENTRAL_HEADER = 46
+_END = 22
+_ZIP64_SIZES = 20
+_ZIP64_DESCRIPTOR = 24
+_ZIP64_END = 56 + 20
+
+
+@frozen
+class Member:
+    """
+    A file or directory of an archive.
+
+    :param path: relative to the vfolder.
+    :param name: in the archive, with a slash at its end for a directory.
+    :param size: bytes that it had when the archive was begun.
+    :param mode: its type and permissions.
+    :param mtime: seconds since the epoch.
+    """
+
+    path: str
+    name: str
+    size: int
+    mode: int
+    mtime: float
+
+
+def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
+    """
+    What goes into the archive of a directory.
+
+    Files, links to files inside of the vfolder (as files), and empty directories. What leads out,
+    leads nowhere, cannot be read, or is no file is left out. Blocks.
+
+    :param path: the directory, relative to the vfolder.
+    """
+    found: list[Member] = []
+    prefix = "" if path == "." else f"{path}/"
+    with folder.descend(path) as top:
+        forgive = trees.VANISHED | {errno.EACCES}
+        skip = UPLOADS if path == "." else None
+        for below, directory, entries in trees.walk(top, skip, forgive):
+            progress.step()
+            if below and not entries:
+                status = os.fstat(directory.descriptor)
+                found.append(_member(prefix + below, below + "/", 0, status))
+            for entry in entries:
+                status = entry.status
+                if stat.S_ISLNK(status.st_mode):
+                    try:
+                        status = folder.status(prefix + entry.path, follow=True)
+                    except (OSError, InvalidSubpath):
+                        continue
+                if stat.S_ISREG(status.st_mode) and os.access(
+                    entry.path.rpartition("/")[2], os.R_OK, dir_fd=directory.descriptor
+                ):
+                    found.append(
+                        _member(prefix + entry.path, entry.path, status.st_size, status)
+                    )
+    return found
+
+
+def archive(folder: Directory, contents: list[Member]) -> Body:
+    """
+    :param folder: the vfolder, open until the first chunk is made.
+    :param contents: from :func:`members`.
+    """
+    return Body(length(contents), partial(_write, folder, contents))
+
+
+def length(contents: Iterable[Member]) -> int:
+    """Bytes of the archive."""
+    count = offset = central = 0
+    for member in contents:
+        name = len(member.name.encode("utf-8"))
+        extra = (2 if member.size > ZIP64_LIMIT else 0) + (1 if offset > ZIP64_LIMIT else 0)
+        central += _CENTRAL_HEADER + name + (4 + 8 * extra if extra else 0)
+        offset += _LOCAL_HEADER + name
+        if not member.name.endswith("/"):
+            offset += _ZIP64_SIZES + member.size + _ZIP64_DESCRIPTOR
+        count += 1
+    if count >= ZIP_FILECOUNT_LIMIT or offset > ZIP64_LIMIT or central > ZIP64_LIMIT:
+        central += _ZIP64_END
+    return offset + central + _END
+
+
+def _member(path: str, name: str, size: int, status: os.stat_result) -> Member:
+    # Names in a zip file are UTF-8; what is not cannot be told.
+    told = os.fsencode(name).decode("utf-8", "replace")
+    return Member(path, told, size, status.st_mode, status.st_mtime)
+
+
+class _Pieces:
+    """The end of a pipe that :class:`ZipFile` writes into."""
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.held.append(bytes(data))
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back from whoever takes the pieces."""
+
+    def take(self) -> bytes:
+        data = b"".join(self.held)
+        self.held, self.size = [], 0
+        return data
+
+
+def _write(folder: Directory, contents: list[Member]) -> Chunks:
+    pieces = _Pieces()
+    # A descriptor of its own: this may go on in a hanging call after the caller has given up.
+    with Directory(os.dup(folder.descriptor)) as own:
+        with ZipFile(pieces, "w") as target:  # type: ignore[call-overload]
+            for member in contents:
+                info = ZipInfo(member.name, _dos_time(member.mtime))
+                info.external_attr = (member.mode & 0xFFFF) << 16
+                if member.name.endswith("/"):
+                    info.external_attr |= 0x10
+                    info.CRC = 0
+                    target.mkdir(info)
+                    continue
+                with own.open_file(member.path) as file, target.open(
+                    info, "w", force_zip64=True
+                ) as into:
+                    offset = 0
+                    while offset < member.size:
+                        data = file.read(offset, min(BLOCK, member.size - offset))
+                        if not data:
+                            raise Changed
+                        offset += len(data)
+                        into.write(data)
+                        if pieces.size >= BLOCK:
+                            yield pieces.take()
+                if pieces.size >= BLOCK:
+                    yield pieces.take()
+        yield pieces.take()
+
+
+def _dos_time(mtime: float) -> tuple[int, int, int, int, int, int]:
+    year, month, day, hour, minute, second = time.localtime(mtime)[:6]
+    if year < 1980:
+        return 1980, 1, 1, 0, 0, 0
+    return min(year, 2107), month, day, hour, minute, min(second, 59)

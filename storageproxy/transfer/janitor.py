@@ -1,0 +1,128 @@
+"""
+Takes away what nobody will come back for: stale upload sessions and the remains of deleted folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from attrs import define, field
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from storageproxy.beneath import Directory
+from storageproxy.threads import Progress
+from storageproxy.transfer import staging
+from storageproxy.volumes import Volumes
+
+#: Seconds between two rounds.
+INTERVAL = 3600.0
+
+_PREFIX = re.compile(r"[0-9a-f]{2}")
+_FOLDER = re.compile(r"[0-9a-f]{28}")
+_SCOPE = re.compile(r"[0-9a-f]{32}")
+
+
+@define(eq=False)
+class Janitor(Service):
+    """
+    Goes round all volumes, at the start and then every hour.
+
+    :param reactor: for the rounds.
+    :param lifetime: seconds after which the token of a session has expired.
+    :param clock: returns seconds since the epoch, as the files' times do.
+    """
+
+    volumes: Volumes
+    reactor: Any
+    lifetime: float
+    clock: Callable[[], float]
+    _log: Logger = field(factory=lambda: Logger("storageproxy.janitor"))
+    _rounds: LoopingCall | None = None
+
+    def startService(self) -> None:
+        """Begin the rounds."""
+        super().startService()
+        self._rounds = LoopingCall(self._round)
+        self._rounds.clock = self.reactor
+        self._rounds.start(INTERVAL).addErrback(
+            lambda failure: self._log.failure("The janitor has stopped", failure)
+        )
+
+    def stopService(self) -> None:
+        """End them; a round under way is left to its thread."""
+        super().stopService()
+        if self._rounds is not None and self._rounds.running:
+            self._rounds.stop()
+
+    def _round(self) -> None:
+        for volume in self.volumes:
+            # Each on its own: one that hangs must not keep the others dirty.
+            Deferred.fromCoroutine(self._visit(volume))
+
+    async def _visit(self, volume: Any) -> None:
+        before = self.clock() - self.lifetime
+        try:
+            await volume.empty_trash()
+            removed = await volume.threads.run_long(
+                lambda progress: sweep(volume.open_root, before, progress)
+            )
+        except Exception as error:
+            self._log.warn(
+                "Volume {name}: could not be swept: {error}. It is tried again in an hour.",
+                name=volume.name,
+                error=str(error),
+            )
+            return
+        if removed:
+            self._log.info(
+                "Volume {name}: {removed} stale files of uploads are removed.",
+                name=volume.name,
+                removed=removed,
+            )
+
+
+def sweep(open_root: Callable[[], Directory], before: float, progress: Progress) -> int:
+    """
+    Remove stale upload sessions from all vfolders of a volume. Blocks.
+
+    :param before: seconds since the epoch; younger sessions stay.
+    :return: how many files were removed.
+    """
+    removed = 0
+    with open_root() as root:
+        staging.sweep_completed(root, before)
+        for folder in vfolders(root):
+            progress.step()
+            with folder:
+                removed += staging.sweep(folder, before)
+    return removed
+
+
+def vfolders(root: Directory) -> Iterator[Directory]:
+    """All vfolders of a volume, in both layouts, open."""
+    for name in os.listdir(root.descriptor):
+        if _PREFIX.fullmatch(name):
+            yield from _below(root, name, (_PREFIX, _FOLDER))
+        elif _SCOPE.fullmatch(name):
+            yield from _below(root, name, (_PREFIX, _PREFIX, _FOLDER))
+
+
+def _below(
+    parent: Directory, name: str, names: tuple[re.Pattern[str], ...]
+) -> Iterator[Directory]:
+    with suppress(OSError):
+        directory = parent.descend(name, links=False)
+        if not names:
+            yield directory
+            return
+        with directory:
+            for below in os.listdir(directory.descriptor):
+                if names[0].fullmatch(below):
+                    yield from _below(directory, below, names[1:])

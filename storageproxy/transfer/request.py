@@ -1,0 +1,366 @@
+"""
+Requests that are handled when their headers are complete, while the body is still on its way.
+
+``twisted.web`` calls a resource only after it has put the whole body into a temporary file: an
+upload that is cut would never be seen. Here a resource runs at once, and takes the body as it
+comes with :meth:`StreamingRequest.deliver_body`, like :meth:`twisted.web.iweb.IResponse.deliverBody`
+on the other side. What is private to ``twisted.web`` is touched in this module only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import parse_qsl
+from uuid import uuid4
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import IResource
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from storageproxy.errors import MalformedRequest, RequestTooLarge
+
+#: What a refused request may still send before its connection is closed (as in nginx'
+#: ``lingering_close``): clients read an answer only when they could write.
+LINGER_BYTES = 64 * 1024 * 1024
+LINGER_SECONDS = 20.0
+
+#: What is left of a refused request's body, in bytes, that is read to keep its connection.
+SHORT_REST = 256 * 1024
+
+#: Bytes that are read from the socket at one time while a large body comes.
+LARGE_READ = 1024 * 1024
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class BodyDone(Exception):
+    """The reason with which a body's protocol loses its connection when all of it has arrived."""
+
+
+@implementer(IPushProducer)
+class StreamingRequest(Request):
+    """
+    A request whose resource need not wait for the body.
+
+    As a producer it is the body's source: the transport of the protocol that takes the body.
+
+    :ivar body_length: bytes that the body will have, None when the client does not say.
+    :ivar request_id: the client's ``X-Request-ID``, or a new one.
+    :ivar route: what the router calls it, for the log.
+    :ivar received: bytes of the body that have come.
+    :ivar started: when it came, by the reactor's clock.
+    """
+
+    log = Logger()
+    #: No guesses about the type of an answer.
+    defaultContentType = None  # type: ignore[assignment]
+
+    def __init__(self, channel: HTTPChannel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, **kwargs)
+        self.body_length: int | None = 0
+        self.request_id = ""
+        self.route = ""
+        self.received = 0
+        self.started = 0.0
+        self._reactor = channel.factory.reactor
+        self._receiver: Protocol | None = None
+        self._arrived: list[bytes] = []
+        self._complete = False
+        self._answered = False
+        self._aborted = False
+        self._paused = False
+        self._expects_continue = False
+        self._lingered = 0
+        self._linger_timer: Any = None
+        self._usual_read: int | None = None
+        self._site: Any = None
+
+    # ---- called by the channel
+
+    def gotLength(self, length: int | None) -> None:
+        """All headers are here; a request with a body begins."""
+        self.started = self._reactor.seconds()
+        self.body_length = length
+        if length == 0:
+            # The channel calls requestReceived at once, when its own state allows an answer.
+            return
+        expect = self.requestHeaders.getRawHeaders(b"expect", [b""])[0]
+        if expect.lower() == b"100-continue":
+            # Sent when the body is wanted, and never to a request that is refused.
+            self._expects_continue = True
+            self.requestHeaders.removeHeader(b"expect")
+        self._hold_transport()
+        channel = self.channel
+        self._begin(channel._command, channel._path, channel._version)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """A piece of the body."""
+        self.received += len(data)
+        if self._answered:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
+                self._close()
+        elif self._receiver is not None:
+            self._receiver.dataReceived(data)
+        else:
+            self._arrived.append(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The end of the body, or a request without one."""
+        self._complete = True
+        if self.body_length == 0:
+            self._begin(command, path, version)
+            return
+        if self._paused:
+            # The channel has noted an idle timeout of None, which was ours.
+            self.channel._savedTimeOut = self.channel.timeOut
+        self._restore_read_size()
+        if self._answered:
+            self._end_lingering()
+            super().finish()
+        elif self._receiver is not None:
+            receiver, self._receiver = self._receiver, None
+            receiver.connectionLost(Failure(BodyDone()))
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client is gone."""
+        self._end_lingering()
+        if not self._answered:
+            self._ended(aborted=True)
+        receiver, self._receiver = self._receiver, None
+        super().connectionLost(reason)
+        if receiver is not None:
+            receiver.connectionLost(reason)
+
+    def _begin(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path, _, query = path.partition(b"?")
+        self.query = query
+        self.args = {}
+        given = self.getHeader(b"x-request-id")
+        self.request_id = (
+            given.decode("ascii")
+            if given is not None and _REQUEST_ID.fullmatch(given)
+            else uuid4().hex
+        )
+        self.setHeader(b"X-Request-ID", self.request_id.encode("ascii"))
+        self._site = self.channel.site
+        self._site.begun(self)
+        if ITCPTransport.providedBy(self.transport):
+            # Finds out about clients that vanish without a word.
+            self.transport.setTcpKeepAlive(True)
+        self.process()
+
+    def render(self, resource: IResource) -> None:
+        """Let a resource answer."""
+        self.setHeader(b"Server", b"storage-proxy")
+        super().render(resource)
+
+    # ---- for resources
+
+    def header(self, name: str) -> str | None:
+        """A header of the request, None when it is not there."""
+        value: bytes | None = self.getHeader(name.encode("ascii"))
+        return None if value is None else value.decode("latin-1")
+
+    def header_map(self) -> dict[str, str]:
+        """The headers of the request, by their names in lower case; the last value counts."""
+        return {
+            name.decode("latin-1").lower(): values[-1].decode("latin-1")
+            for name, values in self.requestHeaders.getAllRawHeaders()
+        }
+
+    def query_map(self) -> dict[str, str]:
+        """
+        The parameters in the URL.
+
+        :raises MalformedRequest: when they are not UTF-8.
+        """
+        try:
+            return dict(
+                parse_qsl(self.query.decode("ascii"), keep_blank_values=True, errors="strict")
+            )
+        except (UnicodeDecodeError, ValueError):
+            raise MalformedRequest("the query of the URL cannot be read") from None
+
+    def deliver_body(self, receiver: Protocol) -> None:
+        """
+        Send the body to a protocol as it comes. The protocol's connection is lost with
+        :exc:`BodyDone` when all of it has arrived, and with another reason when it never will.
+
+        :param receiver: gets this request as its transport, to pause and resume it.
+        """
+        receiver.makeConnection(self)
+        if self.channel is None:
+            receiver.connectionLost(Failure(ConnectionError("the client is gone")))
+            return
+        for data in self._arrived:
+            receiver.dataReceived(data)
+        self._arrived = []
+        if self._complete:
+            receiver.connectionLost(Failure(BodyDone()))
+            return
+        self._receiver = receiver
+        if self.body_length is None or self.body_length > LARGE_READ:
+            self._usual_read = getattr(self.transport, "bufferSize", None)
+            if self._usual_read is not None:
+                self.transport.bufferSize = LARGE_READ
+        if self._expects_continue:
+            self._expects_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.resumeProducing()
+
+    def finish(self) -> None:
+        """
+        The answer is complete. When the body is not, what is left of it is read for a while and
+        forgotten, so that the client gets to see the answer.
+        """
+        if self._answered or self._disconnected:
+            return
+        self._ended(self._aborted)
+        if self._complete:
+            super().finish()
+            return
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked:
+            self.channel.write(b"0\r\n\r\n")
+            self.chunked = 0
+        self._answered = True
+        self._receiver = None
+        self._arrived = []
+        self._linger_timer = self._reactor.callLater(LINGER_SECONDS, self._close)
+        self._release_transport()
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the answer; before its first one the headers go out."""
+        if not self.startedWriting and not self._complete and not self._ends_soon():
+            self.setHeader(b"Connection", b"close")
+            if self.channel is not None:
+                self.channel.persistent = False
+        super().write(data)
+
+    def abort(self) -> None:
+        """Close the connection, without a proper end of the answer."""
+        self._aborted = True
+        if self.channel is not None:
+            self.channel.transport.abortConnection()
+
+    def _ends_soon(self) -> bool:
+        """Whether what is left of the body is worth reading, to keep the connection."""
+        return (
+            self.body_length is not None
+            and self.body_length - self.received <= SHORT_REST
+            and not self._expects_continue
+        )
+
+    # ---- the body's producer
+
+    def pauseProducing(self) -> None:
+        """Hold the client back."""
+        if self.channel is not None and not self._complete:
+            self._hold_transport()
+
+    def resumeProducing(self) -> None:
+        """Let it go on."""
+        if self.channel is not None and not self._complete:
+            self._release_transport()
+
+    def stopProducing(self) -> None:
+        """Want no more of the body."""
+        self.pauseProducing()
+
+    def loseConnection(self) -> None:
+        """Close the connection when what was written has been sent."""
+        if self.channel is not None:
+            self.channel.loseConnection()
+
+    def _hold_transport(self) -> None:
+        # While it is us who wait, the client must not be found idle.
+        self._paused = True
+        self.channel.setTimeout(None)
+        self.transport.pauseProducing()
+
+    def _release_transport(self) -> None:
+        self._paused = False
+        if self.channel.timeOut:
+            self.channel.setTimeout(self.channel.timeOut)
+        self.transport.resumeProducing()
+
+    def _restore_read_size(self) -> None:
+        if self._usual_read is not None:
+            self.transport.bufferSize = self._usual_read
+            self._usual_read = None
+
+    def _close(self) -> None:
+        self._end_lingering()
+        if self.channel is not None:
+            self.channel.loseConnection()
+
+    def _end_lingering(self) -> None:
+        timer, self._linger_timer = self._linger_timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _ended(self, aborted: bool) -> None:
+        if self._site is None:
+            return
+        self._site.ended(self)
+        self.log.info(
+            "{method} {route} {status} {bytes_sent} B {duration:.3f} s",
+            log_access=True,
+            method=self.method.decode("latin-1"),
+            route=self.route or self.path.decode("latin-1"),
+            status=self.code,
+            bytes_sent=self.sentLength,
+            bytes_received=self.received,
+            duration=self._reactor.seconds() - self.started,
+            request_id=self.request_id,
+            client=getattr(self.client, "host", None),
+            aborted=aborted,
+        )
+
+
+class _Collector(Protocol):
+    def __init__(self, limit: int) -> None:
+        self.done: Deferred[bytes] = Deferred()
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._parts.append(data)
+        elif not self.done.called:
+            self._parts = []
+            self.done.errback(RequestTooLarge(f"a body of at most {self._limit} bytes is taken"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.done.called:
+            return
+        if reason.check(BodyDone):
+            self.done.callback(b"".join(self._parts))
+        else:
+            self.done.errback(reason)
+
+
+async def read_body(request: StreamingRequest, limit: int) -> bytes:
+    """
+    All of a small body.
+
+    :param limit: bytes at most.
+    :raises RequestTooLarge: when it is longer.
+    """
+    if request.body_length is not None and request.body_length > limit:
+        raise RequestTooLarge(f"a body of at most {limit} bytes is taken")
+    collector = _Collector(limit)
+    request.deliver_body(collector)
+    return await collector.done

@@ -1,0 +1,262 @@
+"""
+What an upload session is on disk.
+
+Its bytes are in ``<folder>/.upload/<session>``, as nodes of the original have it: the size of that
+file is the offset, and it is held under flock(2) by whoever works on it. When it is complete it is
+renamed to its final name, and an empty file in the root of the volume remembers that for as long as
+a token may live. All of this blocks, and belongs into a volume's threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from contextlib import suppress
+from secrets import token_hex
+
+from attrs import frozen
+
+from storageproxy.beneath import Directory, File
+from storageproxy.errors import InvalidSubpath, NoSuchUpload, NotRegularFile
+from storageproxy.files import refuse_directory
+from storageproxy.vfolder import UPLOADS
+
+#: Names of sessions that are complete, in the root of the volume.
+COMPLETED = ".storage-proxy/completed"
+
+#: Ends the name of a file that holds the offset to fall back to.
+_FALLBACK = ".offset"
+
+_RACES = 16
+
+
+class Completed(Exception):
+    """The session is complete, and its file has its final name."""
+
+
+class Busy(Exception):
+    """Another process holds the session."""
+
+
+@frozen
+class Staged:
+    """
+    An upload session that is held.
+
+    :param file: its bytes so far, under a lock that ends when it is closed.
+    :param offset: how many there are.
+    """
+
+    file: File
+    offset: int
+
+
+def check_target(folder: Directory, path: str) -> None:
+    """
+    Refuse a target where no file could ever be put; parents that are missing are no reason.
+
+    :raises InvalidSubpath: when it lies outside of the vfolder, or is the vfolder itself.
+    :raises TargetConflict: when it is a directory.
+    """
+    if path.rpartition("/")[2] in (".", "..", ""):
+        raise InvalidSubpath("the path has to name a file inside of the vfolder", subpath=path)
+    above = path.rpartition("/")[0]
+    try:
+        parent, name = folder.parent(path)
+    except FileNotFoundError:
+        while ".." in above.split("/"):
+            raise InvalidSubpath(subpath=path) from None
+        return
+    with parent:
+        refuse_directory(parent, name, path)
+
+
+def create(folder: Directory) -> str:
+    """
+    Make a session with no bytes.
+
+    :return: its name.
+    """
+    session = token_hex(16)
+    for _ in range(_RACES):
+        try:
+            with folder.ensure(UPLOADS) as uploads:
+                uploads.open_file(session, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False).close()
+            return session
+        except FileNotFoundError:
+            # The last upload but this one was completed, and took the directory away.
+            continue
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), UPLOADS)
+
+
+def hold(root: Directory, folder: Directory, session: str) -> Staged:
+    """
+    Take hold of a session.
+
+    :param root: the root of the volume.
+    :raises Completed: when all of it is in place already.
+    :raises Busy: when another process holds it.
+    :raises NoSuchUpload: when there is none.
+    """
+    try:
+        with folder.descend(UPLOADS, links=False) as uploads:
+            return _hold(uploads, session)
+    except (FileNotFoundError, NotADirectoryError, NotRegularFile, InvalidSubpath):
+        pass
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    try:
+        root.status(f"{COMPLETED}/{session}")
+    except FileNotFoundError:
+        raise NoSuchUpload() from None
+    raise Completed
+
+
+def _hold(uploads: Directory, session: str) -> Staged:
+    file = uploads.open_file(session, os.O_RDWR, links=False)
+    try:
+        with file.descriptor() as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy from None
+        # Its holder may have completed or ended it before the lock was free.
+        named = os.stat(session, dir_fd=uploads.descriptor, follow_symlinks=False)
+        status = file.status()
+        if not os.path.samestat(named, status):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), session)
+        offset = _fall_back(uploads, session, file)
+        return Staged(file, status.st_size if offset is None else offset)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _fall_back(uploads: Directory, session: str, file: File) -> int | None:
+    try:
+        with uploads.open_file(session + _FALLBACK, links=False) as note:
+            offset = int(note.read(0, 32) or b"0")
+    except FileNotFoundError:
+        return None
+    file.truncate(min(offset, file.status().st_size))
+    file.sync_data()
+    forget_fallback(uploads, session)
+    return file.status().st_size
+
+
+def remember_fallback(folder: Directory, session: str, offset: int) -> None:
+    """
+    Note where to go back to, should the daemon end while bytes arrive that have yet to be verified.
+    """
+    with folder.descend(UPLOADS, links=False) as uploads:
+        with uploads.open_file(
+            session + _FALLBACK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, links=False
+        ) as note:
+            note.write([str(offset).encode()], 0)
+            note.sync()
+        uploads.sync()
+
+
+def forget_fallback(uploads: Directory, session: str) -> None:
+    """Take that note back: the bytes are verified, or are gone."""
+    with suppress(FileNotFoundError):
+        os.unlink(session + _FALLBACK, dir_fd=uploads.descriptor)
+
+
+def settle_checksum(folder: Directory, session: str, file: File, size: int) -> None:
+    """
+    Keep this many bytes for good, and no others.
+    """
+    with folder.descend(UPLOADS, links=False) as uploads:
+        file.truncate(size)
+        file.sync_data()
+        forget_fallback(uploads, session)
+
+
+def finish(root: Directory, folder: Directory, session: str, file: File, path: str) -> None:
+    """
+    Put a complete file in its place, on stable storage. A file that is there is replaced.
+
+    :raises TargetConflict: when a directory is in its place.
+    """
+    check_target(folder, path)
+    file.sync()
+    above = path.rpartition("/")[0]
+    if above:
+        folder.make_directories(above)
+    parent, name = folder.parent(path)
+    with parent, folder.descend(UPLOADS, links=False) as uploads:
+        refuse_directory(parent, name, path)
+        with root.ensure(COMPLETED, 0o700) as completed:
+            # Made before the rename, so that there is never neither of them. It needs no fsync of
+            # its own: a journal writes it before the rename that the fsync below waits for.
+            completed.open_file(session, os.O_WRONLY | os.O_CREAT, links=False).close()
+        os.rename(
+            session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor
+        )
+        parent.sync()
+    with suppress(OSError):
+        os.rmdir(UPLOADS, dir_fd=folder.descriptor)
+
+
+def discard(folder: Directory, session: str) -> None:
+    """End a session, and forget its bytes."""
+    with folder.descend(UPLOADS, links=False) as uploads:
+        forget_fallback(uploads, session)
+        os.unlink(session, dir_fd=uploads.descriptor)
+    with suppress(OSError):
+        os.rmdir(UPLOADS, dir_fd=folder.descriptor)
+
+
+def sweep(folder: Directory, before: float) -> int:
+    """
+    Remove what sessions have left that nobody has written to for a long time.
+
+    :param before: seconds since the epoch; what was changed later stays.
+    :return: how many files were removed.
+    """
+    removed = 0
+    try:
+        uploads = folder.descend(UPLOADS, links=False)
+    except (FileNotFoundError, NotADirectoryError, InvalidSubpath):
+        return 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return 0
+        raise
+    with uploads:
+        for name in os.listdir(uploads.descriptor):
+            removed += _sweep_one(uploads, name, before)
+    with suppress(OSError):
+        os.rmdir(UPLOADS, dir_fd=folder.descriptor)
+    return removed
+
+
+def _sweep_one(uploads: Directory, name: str, before: float) -> int:
+    try:
+        status = os.stat(name, dir_fd=uploads.descriptor, follow_symlinks=False)
+        if status.st_mtime >= before:
+            return 0
+        if name.endswith(_FALLBACK):
+            os.unlink(name, dir_fd=uploads.descriptor)
+        else:
+            with _hold(uploads, name).file:
+                os.unlink(name, dir_fd=uploads.descriptor)
+    except (OSError, NotRegularFile, Busy, ValueError):
+        return 0
+    return 1
+
+
+def sweep_completed(root: Directory, before: float) -> None:
+    """Forget sessions that were completed before any token that still lives was made."""
+    try:
+        completed = root.descend(COMPLETED, links=False)
+    except FileNotFoundError:
+        return
+    with completed, os.scandir(completed.descriptor) as found:
+        for entry in found:
+            with suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < before:
+                    os.unlink(entry.name, dir_fd=completed.descriptor)

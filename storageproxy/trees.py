@@ -1,0 +1,286 @@
+"""
+Whole trees beneath an open directory: counting, removing, copying.
+
+A tree belongs to somebody who may change it meanwhile. Symbolic links are never followed, sub
+directories are opened by name beneath the one that is open, and what vanishes is passed over. All
+of it blocks, and belongs into a volume's threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+from uuid import uuid4
+
+from attrs import frozen
+
+from storageproxy.beneath import Directory
+from storageproxy.threads import Progress
+
+#: Bytes that are copied between two looks at the progress.
+COPY_STEP = 8 * 1024 * 1024
+
+T = TypeVar("T")
+
+#: What a name says that is not a directory any more.
+VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+_NO_RANGE_COPY = frozenset(
+    {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
+)
+
+
+@frozen
+class Usage:
+    """
+    What a tree holds.
+
+    :param files: files and symbolic links; directories do not count.
+    :param used_bytes: the sum of their sizes.
+    """
+
+    files: int
+    used_bytes: int
+
+
+class TooSlow(Exception):
+    """The tree could not be counted in the time given."""
+
+
+@frozen
+class Entry:
+    """
+    Something in a tree.
+
+    :param path: relative to the top of the walk.
+    :param status: its ``lstat``.
+    """
+
+    path: str
+    status: os.stat_result
+
+
+def walk(
+    top: Directory, skip: str | None = None, forgive: frozenset[int] = VANISHED
+) -> Iterator[tuple[str, Directory, list[Entry]]]:
+    """
+    Visit a directory and all below it, each before those in it.
+
+    Only one directory is open at a time, whatever the depth.
+
+    :param skip: the name of an entry at the top to pass over.
+    :param forgive: the errors with which a directory below the top is passed over.
+    :return: for each, its path ("" for the top), itself (open until the next step), its entries.
+    """
+    pending = [""]
+    while pending:
+        path = pending.pop()
+        try:
+            directory = top.descend(path or ".", links=False)
+        except OSError as error:
+            if path and error.errno in forgive:
+                continue
+            raise
+        with directory:
+            entries = []
+            with os.scandir(directory.descriptor) as found:
+                for item in found:
+                    if not path and item.name == skip:
+                        continue
+                    with suppress(FileNotFoundError):
+                        entries.append(
+                            Entry(
+                                f"{path}/{item.name}" if path else item.name,
+                                item.stat(follow_symlinks=False),
+                            )
+                        )
+            pending += [entry.path for entry in entries if stat.S_ISDIR(entry.status.st_mode)]
+            yield path, directory, entries
+
+
+def usage(
+    top: Directory,
+    progress: Progress | None = None,
+    limit: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Usage:
+    """
+    Count a tree as the original does: files and symbolic links, with their apparent sizes.
+
+    :param limit: seconds after which to give up.
+    :raises TooSlow: when that time is over.
+    """
+    end = None if limit is None else clock() + limit
+    files = used_bytes = 0
+    for _, _, entries in walk(top):
+        if end is not None and clock() > end:
+            raise TooSlow
+        if progress is not None:
+            progress.step()
+        for entry in entries:
+            if stat.S_ISREG(entry.status.st_mode) or stat.S_ISLNK(entry.status.st_mode):
+                files += 1
+                used_bytes += entry.status.st_size
+    return Usage(files, used_bytes)
+
+
+def remove(parent: Directory, name: str, step: Callable[[], None] = lambda: None) -> None:
+    """
+    Remove a directory with all that is in it.
+
+    Directories inside are first moved up to the top, so that neither depth nor the length of a
+    path is ever a limit, and only two directories are open.
+
+    :param step: called for each directory.
+    """
+    with parent.descend(name, links=False) as top:
+        while True:
+            step()
+            inner = _unlink_files(top)
+            if not inner:
+                break
+            for below in inner:
+                step()
+                _flatten(top, below)
+    os.rmdir(name, dir_fd=parent.descriptor)
+
+
+def _flatten(top: Directory, name: str) -> None:
+    try:
+        directory = top.descend(name, links=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with directory:
+        for below in _unlink_files(directory):
+            with suppress(FileNotFoundError):
+                os.rename(
+                    below,
+                    f"{below[:32]}-{uuid4().hex}",
+                    src_dir_fd=directory.descriptor,
+                    dst_dir_fd=top.descriptor,
+                )
+    with suppress(FileNotFoundError):
+        try:
+            os.rmdir(name, dir_fd=top.descriptor)
+        except OSError as error:
+            # Somebody has put something into it; the next round sees it.
+            if error.errno != errno.ENOTEMPTY:
+                raise
+
+
+def _unlink_files(directory: Directory) -> list[str]:
+    """Remove what is no directory, and return the names of the rest."""
+    rest = []
+    with os.scandir(directory.descriptor) as found:
+        for item in found:
+            if item.is_dir(follow_symlinks=False):
+                rest.append(item.name)
+                continue
+            try:
+                os.unlink(item.name, dir_fd=directory.descriptor)
+            except FileNotFoundError:
+                pass
+            except IsADirectoryError:
+                rest.append(item.name)
+    return rest
+
+
+def copy(source: Directory, target: Directory, progress: Progress, skip: str | None = None) -> None:
+    """
+    Copy what is in a directory into another one: files, directories and symbolic links as links,
+    with their permissions and times. Sockets, FIFOs and devices are left out. What the target has
+    already stays, but for files of the same names.
+
+    :param skip: the name of an entry at the top that is not copied.
+    """
+    directories: list[Entry] = []
+    for path, opened, entries in walk(source, skip):
+        progress.step()
+        with target.descend(path or ".", links=False) as into:
+            for entry in entries:
+                progress.step()
+                name = entry.path.rpartition("/")[2]
+                kind = stat.S_IFMT(entry.status.st_mode)
+                with suppress(FileNotFoundError):
+                    if kind == stat.S_IFDIR:
+                        with suppress(FileExistsError):
+                            os.mkdir(name, 0o700, dir_fd=into.descriptor)
+                        directories.append(entry)
+                    elif kind == stat.S_IFLNK:
+                        link = os.readlink(name, dir_fd=opened.descriptor)
+                        _replace(lambda: os.symlink(link, name, dir_fd=into.descriptor), into, name)
+                        os.utime(
+                            name,
+                            ns=(entry.status.st_atime_ns, entry.status.st_mtime_ns),
+                            dir_fd=into.descriptor,
+                            follow_symlinks=False,
+                        )
+                    elif kind == stat.S_IFREG:
+                        _copy_file(opened, into, name, progress)
+    # Last, as what is put into a directory changes its time; the deepest ones first.
+    for entry in reversed(directories):
+        with target.descend(entry.path, links=False) as made:
+            _keep(made.descriptor, entry.status)
+
+
+def _copy_file(source: Directory, target: Directory, name: str, progress: Progress) -> None:
+    with (
+        source.open_file(name, links=False) as reader,
+        reader.descriptor() as from_fd,
+    ):
+        status = os.fstat(from_fd)
+
+        def create() -> int:
+            return os.open(
+                name,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                0o600,
+                dir_fd=target.descriptor,
+            )
+
+        to_fd = _replace(create, target, name)
+        try:
+            _copy_bytes(from_fd, to_fd, progress)
+            _keep(to_fd, status)
+        finally:
+            os.close(to_fd)
+
+
+def _copy_bytes(from_fd: int, to_fd: int, progress: Progress) -> None:
+    in_kernel = True
+    while True:
+        progress.step()
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(from_fd, to_fd, COPY_STEP)
+            except OSError as error:
+                if error.errno not in _NO_RANGE_COPY:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            data = os.read(from_fd, COPY_STEP)
+            copied = len(data)
+            while data:
+                data = data[os.write(to_fd, data) :]
+        if not copied:
+            return
+
+
+def _replace(create: Callable[[], T], directory: Directory, name: str) -> T:
+    try:
+        return create()
+    except FileExistsError:
+        os.unlink(name, dir_fd=directory.descriptor)
+        return create()
+
+
+def _keep(descriptor: int, status: os.stat_result) -> None:
+    os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+    # Never more than the owner could have given to a file of the daemon's user.
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777)

@@ -1,0 +1,3 @@
+"""
+Tests of the running daemon, over TCP, with real clients.
+"""

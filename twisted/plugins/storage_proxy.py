@@ -1,0 +1,16 @@
+"""
+``twistd storage-proxy``, and the backends that come with it.
+"""
+
+from twisted.application.service import ServiceMaker
+
+from backends.vfs import VFSBackend
+
+storage_proxy = ServiceMaker(
+    "Backend.AI Storage Proxy",
+    "storageproxy.tap",
+    "Serve vfolders to managers and clients of Backend.AI.",
+    "storage-proxy",
+)
+
+vfs = VFSBackend()
