@@ -108,7 +108,7 @@ class VFSVolume:
         """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
         await self.threads.run_long(self._empty_trash)
 
-    async def clone_folder(self, vfid: VFolderID, target: Any, target_vfid: VFolderID) -> None:
+    async def clone_folder(self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.clone_folder`."""
         await self.threads.run_long(lambda progress: self._check_space(vfid, target, progress))
         made = await self._make_target(target, target_vfid)
@@ -202,7 +202,7 @@ class VFSVolume:
                     with suppress(FileNotFoundError):
                         trees.remove(trash, name, progress.step)
 
-    def _check_space(self, vfid: VFolderID, target: Any, progress: Progress) -> None:
+    def _check_space(self, vfid: VFolderID, target: IVolume, progress: Progress) -> None:
         needed = self._count(vfid, progress)
         status = os.statvfs(target.path)
         free = status.f_frsize * status.f_bavail
@@ -215,14 +215,16 @@ class VFSVolume:
         with self.open_folder(vfid) as folder:
             return trees.usage(folder, progress).used_bytes
 
-    async def _make_target(self, target: Any, vfid: VFolderID) -> bool:
+    async def _make_target(self, target: IVolume, vfid: VFolderID) -> bool:
         try:
             await target.create_folder(vfid, None, None)
         except VFolderExists:
             return False
         return True
 
-    def _copy(self, vfid: VFolderID, target: Any, target_vfid: VFolderID, progress: Progress) -> None:
+    def _copy(
+        self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID, progress: Progress
+    ) -> None:
         with self.open_folder(vfid) as source, target.open_folder(target_vfid) as copy:
             trees.copy(source, copy, progress, skip=UPLOADS)
 

@@ -1,5 +1,5 @@
 """
-Backend.AI Storage Proxy: vfolders on big storage, for managers (RPC) and clients (tus, ranged HTTP).
+Backend.AI Storage Proxy: vfolders on big storage, for managers and for clients.
 """
 
 from storageproxy._version import __version__ as _version

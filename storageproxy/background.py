@@ -43,9 +43,7 @@ class Background:
         """Return when all of it has ended."""
         await gatherResults(list(self._running))
 
-    def _begin(
-        self, what: str, work: Coroutine[Any, Any, T], answer: Deferred[T] | None
-    ) -> None:
+    def _begin(self, what: str, work: Coroutine[Any, Any, T], answer: Deferred[T] | None) -> None:
         running: Deferred[Any] = Deferred.fromCoroutine(work)
 
         def done(result: T | Failure) -> None:

@@ -202,7 +202,10 @@ class File:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -234,7 +237,10 @@ class Directory:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -302,7 +308,9 @@ class Directory:
         """
         above, _, name = path.rpartition("/")
         if name in ("", ".", ".."):
-            raise InvalidSubpath("the path has to name something inside of the vfolder", subpath=path)
+            raise InvalidSubpath(
+                "the path has to name something inside of the vfolder", subpath=path
+            )
         return self.descend(above or "."), name
 
     def make_directories(self, path: str, mode: int = 0o755) -> None:

@@ -339,7 +339,8 @@ def _check_backends(found: Configuration) -> Iterable[str]:
     known = backends()
     for name, settings in found.volume.items():
         if settings.backend not in known:
-            yield f"volume.{name}.backend: one of {', '.join(sorted(known))}, not {settings.backend}"
+            allowed = ", ".join(sorted(known))
+            yield f"volume.{name}.backend: one of {allowed}, not {settings.backend}"
             continue
         for problem in known[settings.backend].check(name, settings):
             yield f"volume.{name}.{problem}"
@@ -372,8 +373,10 @@ def _resolve_paths(
     for name, settings in volumes.items():
         answer = answers.get(name, os.path.abspath(settings.path))
         if not answer:
-            problems.append(f"volume.{name}.path: an existing directory, which {settings.path} is not")
-        resolved[name] = evolve(settings, path=answer)
+            problems.append(
+                f"volume.{name}.path: an existing directory, which {settings.path} is not"
+            )
+        resolved[name] = evolve(settings, path=Text(answer))
     return resolved, problems
 
 

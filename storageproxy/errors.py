@@ -224,6 +224,10 @@ class InvalidSubpath(StorageProxyError):
     title = "Invalid vfolder subpath"
 
 
+#: Why a path that ends in ``.`` or ``..`` cannot be made, moved or deleted.
+NO_NAME = "the path has to name something inside of the vfolder"
+
+
 class FileNotFound(StorageProxyError):
     """The vfolder has no such file."""
 

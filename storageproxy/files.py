@@ -30,14 +30,16 @@ METADATA = "metadata.json"
 MAX_METADATA = 10 * 1024 * 1024
 
 
-def list_directory(folder: Directory, host_path: str, path: str, limit: int) -> list[dict[str, Any]]:
+def list_directory(
+    folder: Directory, host_path: str, path: str, limit: int
+) -> list[dict[str, Any]]:
     """
     One level of a directory, as ``/folder/file/list`` answers it.
 
     :param host_path: where the vfolder lies on this host, to recognise links into it.
     :param limit: entries at most, 0 for all.
     """
-    items = []
+    items: list[dict[str, Any]] = []
     with folder.descend(path) as directory, os.scandir(directory.descriptor) as found:
         for entry in found:
             if limit and len(items) == limit:
@@ -49,7 +51,7 @@ def list_directory(folder: Directory, host_path: str, path: str, limit: int) -> 
                     if entry.is_symlink()
                     else ""
                 )
-            except (FileNotFoundError, PermissionError, OSError):
+            except OSError:
                 # It went away, or became something else, since its name was read.
                 continue
             items.append(
@@ -153,7 +155,9 @@ def delete(folder: Directory, volume: str, paths: list[str], recursive: bool) ->
     """
     for path in paths:
         if path.rpartition("/")[2] in (".", ".."):
-            raise InvalidSubpath("the path has to name something inside of the vfolder", subpath=path)
+            raise InvalidSubpath(
+                "the path has to name something inside of the vfolder", subpath=path
+            )
     failed: dict[str, StorageProxyError] = {}
     for path in paths:
         try:
@@ -168,9 +172,10 @@ def delete(folder: Directory, volume: str, paths: list[str], recursive: bool) ->
             failed[path] = error
         except OSError as error:
             failed[path] = from_os_error(error, volume)
-    for error in failed.values():
-        error.members["paths"] = list(failed)
-        raise error
+    if failed:
+        first = next(iter(failed.values()))
+        first.members["paths"] = list(failed)
+        raise first
 
 
 def read_metadata(folder: Directory) -> str:
@@ -194,15 +199,11 @@ def write_metadata(folder: Directory, payload: bytes) -> None:
         raise RequestTooLarge(f"metadata is limited to {MAX_METADATA} bytes")
     temporary = f".{METADATA}.{uuid4().hex}"
     try:
-        with folder.open_file(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
-        ) as file:
+        with folder.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False) as file:
             file.write([payload], 0)
             file.sync()
         refuse_directory(folder, METADATA, METADATA)
-        os.rename(
-            temporary, METADATA, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor
-        )
+        os.rename(temporary, METADATA, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
         folder.sync()
     except BaseException:
         try:

@@ -8,7 +8,21 @@ reports are computed from that (:func:`capabilities`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from storageproxy.beneath import Directory
+    from storageproxy.config import VolumeSettings
+    from storageproxy.threads import Progress
+    from storageproxy.trees import Usage
+    from storageproxy.vfolder import VFolderID
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class IThreads(Interface):
@@ -16,7 +30,7 @@ class IThreads(Interface):
 
     deadline = Attribute("Seconds that an ordinary call may take.")
 
-    def run(function, *args, **kwargs):
+    def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """
         Make a short call, with the usual deadline.
 
@@ -28,7 +42,9 @@ class IThreads(Interface):
             when too much is waiting already.
         """
 
-    def submit(function, deadline, discard):
+    def submit(
+        function: Callable[[], T], deadline: float | None, discard: Callable[[T], object] | None
+    ) -> Deferred[T]:
         """
         Make a call with another deadline, or whose result must not get lost.
 
@@ -37,7 +53,7 @@ class IThreads(Interface):
         :return: as :meth:`run`.
         """
 
-    def run_long(function):
+    def run_long(function: Callable[[Progress], T]) -> Coroutine[Any, Any, T]:
         """
         Make a call that may take as long as it likes while it makes progress.
 
@@ -46,12 +62,12 @@ class IThreads(Interface):
         :raises storageproxy.errors.VolumeUnavailable: when it makes no progress.
         """
 
-    def clean_up(function):
+    def clean_up(function: Callable[[], object]) -> None:
         """
         Make a call that nobody waits for, such as closing a file, however much is waiting.
         """
 
-    def stop():
+    def stop() -> None:
         """Take no more calls, and let the threads end with those that they have."""
 
 
@@ -62,7 +78,7 @@ class IBackend(Interface):
 
     name = Attribute("What ``backend = …`` says in the configuration.")
 
-    def check(name, settings):
+    def check(name: str, settings: VolumeSettings) -> list[str]:
         """
         Look at the settings of a volume before anything is started, without touching its mount.
 
@@ -71,7 +87,7 @@ class IBackend(Interface):
         :return: a list of complaints, each naming a key and what is allowed.
         """
 
-    def volume(name, settings, reactor):
+    def volume(name: str, settings: VolumeSettings, reactor: Any) -> IVolume:
         """
         Make the volume; nothing is done on its mount before it is used.
 
@@ -93,14 +109,14 @@ class IVolume(Interface):
     fsprefix = Attribute("What ``/volumes`` reports; it is used nowhere else.")
     threads = Attribute("Its IThreads.")
 
-    def open_root():
+    def open_root() -> Directory:
         """
         Open the root of the volume. In threads only.
 
         :return: a :class:`storageproxy.beneath.Directory`, to be closed.
         """
 
-    def open_folder(vfid):
+    def open_folder(vfid: VFolderID) -> Directory:
         """
         Open a vfolder. In threads only.
 
@@ -108,14 +124,21 @@ class IVolume(Interface):
         :raises storageproxy.errors.VFolderNotFound: when there is none.
         """
 
-    def within(vfid, operation, *args):
+    def within(
+        vfid: VFolderID,
+        operation: Callable[Concatenate[Directory, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Deferred[T]:
         """
         Call ``operation(folder, *args)`` in a thread, with the open vfolder.
 
         :return: a Deferred with what it returns or raises.
         """
 
-    def create_folder(vfid, mode, quota):
+    def create_folder(
+        vfid: VFolderID, mode: int | None, quota: int | None
+    ) -> Coroutine[Any, Any, None]:
         """
         Make a vfolder.
 
@@ -124,24 +147,26 @@ class IVolume(Interface):
         :raises storageproxy.errors.VFolderExists:
         """
 
-    def delete_folder(vfid):
+    def delete_folder(vfid: VFolderID) -> Coroutine[Any, Any, bool]:
         """
         Take a vfolder away at once, and leave its contents for :meth:`empty_trash`.
 
         :return: whether there was one.
         """
 
-    def empty_trash():
+    def empty_trash() -> Coroutine[Any, Any, None]:
         """Remove what deleted vfolders have left, also before a restart."""
 
-    def clone_folder(vfid, target, target_vfid):
+    def clone_folder(
+        vfid: VFolderID, target: IVolume, target_vfid: VFolderID
+    ) -> Coroutine[Any, Any, None]:
         """
         Copy a vfolder into another one, which is made when it does not exist.
 
         :param target: the :class:`IVolume` of the copy.
         """
 
-    def usage(vfid):
+    def usage(vfid: VFolderID) -> Coroutine[Any, Any, Usage]:
         """
         Count files and bytes.
 
@@ -149,19 +174,19 @@ class IVolume(Interface):
         :raises storageproxy.trees.TooSlow: when counting takes more than a few seconds.
         """
 
-    def used_bytes(vfid):
+    def used_bytes(vfid: VFolderID) -> Coroutine[Any, Any, int]:
         """
         Bytes in a vfolder, however long it takes to count them.
         """
 
-    def fs_usage():
+    def fs_usage() -> Coroutine[Any, Any, tuple[int, int]]:
         """
         The size of the file system.
 
         :return: capacity and used bytes, as a pair.
         """
 
-    def hardware_info():
+    def hardware_info() -> Coroutine[Any, Any, dict[str, Any]]:
         """
         The state of the storage system.
 
@@ -173,13 +198,13 @@ class IVolume(Interface):
 class IQuota(Interface):
     """A volume that can limit the size of a vfolder."""
 
-    def get_quota(vfid):
+    def get_quota(vfid: VFolderID | None) -> Coroutine[Any, Any, int]:
         """
         :param vfid: a vfolder, or None for the volume.
         :return: the limit in bytes.
         """
 
-    def set_quota(vfid, size):
+    def set_quota(vfid: VFolderID | None, size: int) -> Coroutine[Any, Any, None]:
         """
         :param vfid: a vfolder, or None for the volume.
         :param size: the limit in bytes.
@@ -189,7 +214,7 @@ class IQuota(Interface):
 class IPerformanceMetric(Interface):
     """A volume that knows how busy its storage system is."""
 
-    def performance_metric():
+    def performance_metric() -> Coroutine[Any, Any, dict[str, Any]]:
         """
         :return: a table with ``iops_read``, ``iops_write``, ``io_bytes_read``, ``io_bytes_write``,
             ``io_usec_read`` and ``io_usec_write``.

@@ -83,6 +83,7 @@ class JSONObserver:
         self._flush = flush
 
     def __call__(self, event: LogEvent) -> None:
+        """Write an event."""
         self._write(line(event))
         self._flush()
 

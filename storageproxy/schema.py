@@ -156,7 +156,7 @@ converter = cattrs.Converter()
 
 @converter.register_structure_hook_factory(attrs.has)
 def _tables_only(cls: type) -> Callable[[Any, Any], Any]:
-    make = converter.gen_structure_attrs_fromdict(cls)
+    make: Callable[[Any, Any], Any] = converter.gen_structure_attrs_fromdict(cls)
 
     def hook(value: Any, wanted: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -166,7 +166,12 @@ def _tables_only(cls: type) -> Callable[[Any, Any], Any]:
     return hook
 
 
-@converter.register_structure_hook_factory(lambda cls: get_origin(cls) is list)
+def _is_list(cls: Any) -> bool:
+    origin: object = get_origin(cls)
+    return origin is list
+
+
+@converter.register_structure_hook_factory(_is_list)
 def _lists_only(cls: Any) -> Callable[[Any, Any], Any]:
     make = list_structure_factory(cls, converter)
 

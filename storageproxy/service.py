@@ -289,4 +289,3 @@ async def _within(reactor: Any, seconds: float, work: Deferred[Any]) -> None:
 async def _waited(result: Any) -> None:
     if isinstance(result, Deferred):
         await result
-

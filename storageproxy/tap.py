@@ -44,7 +44,7 @@ class Options(usage.Options):
             "standalone",
             None,
             None,
-            "Run without a configuration: one vfs volume, and generated secrets, in this directory.",
+            "Run without a configuration: one vfs volume and generated secrets in this directory.",
         ],
     ]
     optFlags = [["debug", None, "Log everything."]]
@@ -103,4 +103,3 @@ def makeService(options: Options) -> IService:
     except ConfigurationError as error:
         _refuse(error)
         raise
-

@@ -11,11 +11,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -25,13 +25,6 @@ from storageproxy.interfaces import IThreads
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Reactor(Protocol):
-    """The part of the reactor that is needed: timers, and calls from other threads."""
-
-    callLater: Callable[..., IDelayedCall]
-    callFromThread: Callable[..., Any]
 
 
 class Abandoned(Exception):
@@ -88,7 +81,7 @@ class VolumeThreads:
     :param long_calls: long operations at most that run at one time.
     """
 
-    reactor: IReactorTime | IReactorFromThreads | Any
+    reactor: Any
     name: str
     size: int = 16
     backlog: int = 1024
@@ -152,6 +145,7 @@ class VolumeThreads:
         progress = Progress()
         call = self._submit(lambda: self._long_call(function, progress), None, None)
         stalled = False
+        timer: IDelayedCall = self.reactor.callLater(self.deadline, lambda: watch(-1))
 
         def watch(steps: int) -> None:
             nonlocal timer, stalled
@@ -161,7 +155,6 @@ class VolumeThreads:
             else:
                 timer = self.reactor.callLater(self.deadline, watch, progress.steps)
 
-        timer = self.reactor.callLater(self.deadline, watch, -1)
         try:
             result: T = await call.deferred
         except CancelledError:
@@ -245,9 +238,7 @@ class VolumeThreads:
     def _done(self, call: _Call, result: Any) -> None:
         if call.overdue:
             self._stuck -= 1
-            self._log.info(
-                "Volume {name}: a call that was given up has come back.", name=self.name
-            )
+            self._log.info("Volume {name}: a call that was given up has come back.", name=self.name)
         if call.timer is not None and call.timer.active():
             call.timer.cancel()
         if not call.deferred.called:
@@ -279,4 +270,3 @@ class VolumeThreads:
                 self._queue.remove(call)
         if not call.deferred.called:
             call.deferred.errback(Failure(reason))
-

@@ -7,7 +7,8 @@ They can be exchanged with nodes of the original that have the same secret, in b
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jwt
 from attrs import field, frozen, validators
@@ -27,12 +28,12 @@ def _session(_: object, __: object, value: str) -> None:
         raise ValueError("not the name of an upload session")
 
 
-def _operation(wanted: str) -> object:
+def _operation(wanted: str) -> Callable[[Any, Any, str], None]:
     def check(_: object, __: object, value: str) -> None:
         if value != wanted:
             raise ValueError(f"the token is for {value!r}, not for {wanted!r}")
 
-    return field(validator=check)
+    return check
 
 
 @frozen
@@ -45,7 +46,7 @@ class DownloadToken:
     :param unmanaged_path: a directory of the volume to take instead of the vfolder.
     """
 
-    op: str = _operation("download")  # type: ignore[assignment]
+    op: str = field(validator=_operation("download"))
     volume: Text
     vfid: VFolderID
     relpath: RelativePath
@@ -64,7 +65,7 @@ class UploadToken:
     :param exp: when it ends, in seconds since the epoch.
     """
 
-    op: str = _operation("upload")  # type: ignore[assignment]
+    op: str = field(validator=_operation("upload"))
     volume: Text
     vfid: VFolderID
     relpath: RelativePath

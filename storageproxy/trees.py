@@ -212,20 +212,24 @@ def copy(source: Directory, target: Directory, progress: Progress, skip: str | N
                             os.mkdir(name, 0o700, dir_fd=into.descriptor)
                         directories.append(entry)
                     elif kind == stat.S_IFLNK:
-                        link = os.readlink(name, dir_fd=opened.descriptor)
-                        _replace(lambda: os.symlink(link, name, dir_fd=into.descriptor), into, name)
-                        os.utime(
-                            name,
-                            ns=(entry.status.st_atime_ns, entry.status.st_mtime_ns),
-                            dir_fd=into.descriptor,
-                            follow_symlinks=False,
-                        )
+                        _copy_link(opened, into, name, entry.status)
                     elif kind == stat.S_IFREG:
                         _copy_file(opened, into, name, progress)
     # Last, as what is put into a directory changes its time; the deepest ones first.
     for entry in reversed(directories):
         with target.descend(entry.path, links=False) as made:
             _keep(made.descriptor, entry.status)
+
+
+def _copy_link(source: Directory, target: Directory, name: str, status: os.stat_result) -> None:
+    link = os.readlink(name, dir_fd=source.descriptor)
+    _replace(lambda: os.symlink(link, name, dir_fd=target.descriptor), target, name)
+    os.utime(
+        name,
+        ns=(status.st_atime_ns, status.st_mtime_ns),
+        dir_fd=target.descriptor,
+        follow_symlinks=False,
+    )
 
 
 def _copy_file(source: Directory, target: Directory, name: str, progress: Progress) -> None:

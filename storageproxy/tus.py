@@ -36,9 +36,11 @@ _DECIMAL = re.compile(r"[0-9]{1,19}")
 class Hash(Protocol):
     """What computes a checksum, as :mod:`hashlib` does."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
 
-    def digest(self) -> bytes: ...
+    def digest(self) -> bytes:
+        """The value so far."""
 
 
 class Crc32:
@@ -159,7 +161,8 @@ def check_append(patch: Patch, offset: int, size: int, length: int | None) -> No
     """
     if patch.offset != offset:
         raise OffsetMismatch(
-            f"the upload is at {offset}, not at {patch.offset}", headers={"Upload-Offset": str(offset)}
+            f"the upload is at {offset}, not at {patch.offset}",
+            headers={"Upload-Offset": str(offset)},
         )
     if length is not None and offset + length > size:
         raise UploadTooLarge(f"{length} bytes at {offset} are more than the {size} announced")

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from storageproxy import config
 from storageproxy.errors import UnknownVolume
+from storageproxy.interfaces import IVolume
 
 
 @frozen
@@ -19,7 +20,7 @@ class Volumes:
     :param by_name: name to :class:`storageproxy.interfaces.IVolume`.
     """
 
-    by_name: Mapping[str, Any]
+    by_name: Mapping[str, IVolume]
 
     @classmethod
     def build(cls, settings: Mapping[str, config.VolumeSettings], reactor: Any) -> Volumes:
@@ -34,7 +35,7 @@ class Volumes:
             }
         )
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> IVolume:
         """
         :raises UnknownVolume: when there is none of this name.
         """
@@ -43,5 +44,5 @@ class Volumes:
         except KeyError:
             raise UnknownVolume(f"Unknown volume: {name}") from None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[IVolume]:
         return iter(self.by_name.values())

@@ -4,10 +4,10 @@ The client API: uploads by tus, downloads by ranged HTTP, for holders of a token
 
 from __future__ import annotations
 
-import os
 import posixpath
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -32,6 +32,7 @@ from storageproxy.errors import (
     VFolderNotFound,
     from_os_error,
 )
+from storageproxy.interfaces import IVolume
 from storageproxy.schema import Flag, RelativePath
 from storageproxy.threads import Progress
 from storageproxy.tokens import DownloadToken, TokenKey, UploadToken
@@ -95,7 +96,7 @@ class ClientAPI:
         self._clock = clock
 
     @app.handle_errors(Exception)
-    def _failed(self, request: StreamingRequest, failure: Failure) -> bytes:
+    def _failed(self, request: Any, failure: Failure) -> bytes:
         allow_origin(request)
         request.setHeader(b"Tus-Resumable", tus.VERSION.encode())
         return translate(request, failure)
@@ -179,7 +180,7 @@ class ClientAPI:
         tus.parse_creation(request.header_map(), token.size)
         await self._on_volume(session, self._uploads.offset(session))
         query = request.query_map()
-        known = {name: query[name] for name in ("token", "dst_dir") if name in query}
+        known = [(name, query[name]) for name in ("token", "dst_dir") if name in query]
         self._answer_tus(
             request,
             201,
@@ -276,7 +277,7 @@ class ClientAPI:
             raise from_os_error(error, volume.name, [path]) from error
 
     async def _send_file(
-        self, request: StreamingRequest, volume: Any, file: File, path: str
+        self, request: StreamingRequest, volume: IVolume, file: File, path: str
     ) -> None:
         status = await volume.threads.run(file.status)
         headers = request.header_map()
@@ -308,7 +309,7 @@ class ClientAPI:
     async def _send_archive(
         self,
         request: StreamingRequest,
-        volume: Any,
+        volume: IVolume,
         folder: Directory,
         token: DownloadToken,
         path: str,
@@ -351,25 +352,20 @@ def allow_origin(request: StreamingRequest) -> None:
         request.setHeader(name.encode("ascii"), value.encode("latin-1", "replace"))
 
 
-def _open(volume: Any, token: DownloadToken, path: str) -> File | Directory:
+def _open(volume: IVolume, token: DownloadToken, path: str) -> File | Directory:
     """
     The file that a token is for, or for a directory its open vfolder.
     """
     try:
-        folder = _open_folder(volume, token)
-        try:
-            descriptor = folder.open(path, os.O_PATH)
+        with ExitStack() as stack:
+            folder = stack.enter_context(_open_folder(volume, token))
             try:
-                is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-            finally:
-                os.close(descriptor)
-            if is_directory:
-                kept, folder = folder, None
-                return kept
-            return folder.open_file(path)
-        finally:
-            if folder is not None:
-                folder.close()
+                return folder.open_file(path)
+            except NotRegularFile:
+                if not stat.S_ISDIR(folder.status(path, follow=True).st_mode):
+                    raise
+                stack.pop_all()
+                return folder
     except (FileNotFoundError, NotADirectoryError, InvalidSubpath, VFolderNotFound):
         raise FileNotFound() from None
     except OSError as error:
@@ -377,7 +373,7 @@ def _open(volume: Any, token: DownloadToken, path: str) -> File | Directory:
         raise (FileNotFound() if translated.status == 400 else translated) from None
 
 
-def _open_folder(volume: Any, token: DownloadToken) -> Any:
+def _open_folder(volume: IVolume, token: DownloadToken) -> Directory:
     if token.unmanaged_path is None:
         return volume.open_folder(token.vfid)
     # Such a directory has no id. It has to be on the volume all the same.

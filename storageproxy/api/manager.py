@@ -27,7 +27,6 @@ from storageproxy import files
 from storageproxy.api.routing import (
     MAX_JSON,
     answer_json,
-    from_router,
     parameters,
     read_json,
     translate,
@@ -48,7 +47,7 @@ from storageproxy.errors import (
     VFolderNotFound,
     from_os_error,
 )
-from storageproxy.interfaces import IPerformanceMetric, IQuota, capabilities
+from storageproxy.interfaces import IPerformanceMetric, IQuota, IVolume, capabilities
 from storageproxy.schema import ByteSize, FileName, Flag, RelativePath, RelativePaths, Text
 from storageproxy.tokens import TokenKey
 from storageproxy.transfer import downloads
@@ -194,7 +193,7 @@ class Answer:
 class Stream:
     """An answer with the contents of a file."""
 
-    volume: Any
+    volume: IVolume
     file: File
     size: int
 
@@ -310,16 +309,16 @@ class ManagerAPI:
         self.draining = False
 
     @app.handle_errors(HTTPException)
-    def _no_route(self, request: StreamingRequest, failure: Failure) -> bytes:
+    def _no_route(self, request: Any, failure: Failure) -> bytes:
         # Whoever has not the secret is not told which routes there are.
         try:
             self.authorize(request)
-            raise from_router(failure.value)
-        except StorageProxyError:
+        except Forbidden:
             return translate(request, Failure())
+        return translate(request, failure)
 
     @app.handle_errors(Exception)
-    def _failed(self, request: StreamingRequest, failure: Failure) -> bytes:
+    def _failed(self, request: Any, failure: Failure) -> bytes:
         return translate(request, failure)
 
     def authorize(self, request: StreamingRequest) -> None:
@@ -372,7 +371,7 @@ class ManagerAPI:
     @rpc(app, "GET", "/volume/hwinfo", OnVolume)
     async def hardware_info(self, params: OnVolume) -> Mapping[str, Any]:
         """How the storage system is."""
-        return await self._volumes.get(params.volume).hardware_info()  # type: ignore[no-any-return]
+        return await self._volumes.get(params.volume).hardware_info()
 
     @rpc(app, "GET", "/volume/performance-metric", OnVolume)
     async def performance_metric(self, params: OnVolume) -> Mapping[str, Any]:
@@ -384,7 +383,7 @@ class ManagerAPI:
     async def quota(self, params: Quota) -> Any:
         """The limit of a vfolder, as a bare number."""
         volume = _able(self._volumes.get(params.volume), IQuota)
-        return await volume.get_quota(params.vfid)  # type: ignore[no-any-return]
+        return await volume.get_quota(params.vfid)
 
     @rpc(app, "PATCH", "/volume/quota", NewQuota)
     async def set_quota(self, params: NewQuota) -> None:
@@ -437,14 +436,14 @@ class ManagerAPI:
     async def mount(self, params: Mount) -> Mapping[str, Any]:
         """Where a vfolder lies on the host: always its root, with a subpath also."""
         volume = self._volumes.get(params.volume)
-        members = {"vfid": str(params.vfid)}
+        vfid = str(params.vfid)
         try:
             await volume.within(params.vfid, _check_subpath, params.subpath)
         except VFolderNotFound:
-            raise MountRefused("VFolder not found", **members) from None
+            raise MountRefused("VFolder not found", vfid=vfid) from None
         except (InvalidSubpath, NotADirectoryError):
             raise MountRefused(
-                "Invalid vfolder subpath", **members, subpath=params.subpath
+                "Invalid vfolder subpath", vfid=vfid, subpath=params.subpath
             ) from None
         return {"path": posixpath.join(volume.path, *params.vfid.layout)}
 
@@ -500,9 +499,7 @@ class ManagerAPI:
     @rpc(app, "POST", "/folder/file/list", OnPath)
     async def list_files(self, params: OnPath) -> Mapping[str, Any]:
         """One level of a directory."""
-        host_path = posixpath.join(
-            self._volumes.get(params.volume).path, *params.vfid.layout
-        )
+        host_path = posixpath.join(self._volumes.get(params.volume).path, *params.vfid.layout)
         items = await self._within(
             params, files.list_directory, host_path, params.relpath, self._scandir_limit
         )
@@ -568,7 +565,7 @@ class ManagerAPI:
 
     def _within(self, params: OnFolder, operation: Any, *args: Any) -> Deferred[Any]:
         volume = self._volumes.get(params.volume)
-        return volume.within(params.vfid, operation, *args)  # type: ignore[no-any-return]
+        return volume.within(params.vfid, operation, *args)
 
 
 def _status() -> dict[str, Any]:
@@ -579,7 +576,7 @@ def _status() -> dict[str, Any]:
     }
 
 
-def _able(volume: Any, ability: Any) -> Any:
+def _able(volume: IVolume, ability: Any) -> Any:
     if not ability.providedBy(volume):
         raise UnsupportedOperation(f"volume {volume.name}: {UnsupportedOperation.title}")
     return volume

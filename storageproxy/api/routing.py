@@ -15,7 +15,6 @@ from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException
@@ -152,7 +151,7 @@ class UTF8Paths(Resource):
         app.url_map.merge_slashes = False
         self._resource: IResource = app.resource()
 
-    def render(self, request: IRequest) -> Any:
+    def render(self, request: Any) -> Any:
         """Let Klein answer."""
         try:
             b"/".join(request.postpath).decode("utf-8")

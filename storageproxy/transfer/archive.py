@@ -81,9 +81,7 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
                 if stat.S_ISREG(status.st_mode) and os.access(
                     entry.path.rpartition("/")[2], os.R_OK, dir_fd=directory.descriptor
                 ):
-                    found.append(
-                        _member(prefix + entry.path, entry.path, status.st_size, status)
-                    )
+                    found.append(_member(prefix + entry.path, entry.path, status.st_size, status))
     return found
 
 
@@ -151,9 +149,10 @@ def _write(folder: Directory, contents: list[Member]) -> Chunks:
                     info.CRC = 0
                     target.mkdir(info)
                     continue
-                with own.open_file(member.path) as file, target.open(
-                    info, "w", force_zip64=True
-                ) as into:
+                with (
+                    own.open_file(member.path) as file,
+                    target.open(info, "w", force_zip64=True) as into,
+                ):
                     offset = 0
                     while offset < member.size:
                         data = file.read(offset, min(BLOCK, member.size - offset))

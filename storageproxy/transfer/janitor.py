@@ -17,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from storageproxy.beneath import Directory
+from storageproxy.interfaces import IVolume
 from storageproxy.threads import Progress
 from storageproxy.transfer import staging
 from storageproxy.volumes import Volumes
@@ -66,7 +67,7 @@ class Janitor(Service):
             # Each on its own: one that hangs must not keep the others dirty.
             Deferred.fromCoroutine(self._visit(volume))
 
-    async def _visit(self, volume: Any) -> None:
+    async def _visit(self, volume: IVolume) -> None:
         before = self.clock() - self.lifetime
         try:
             await volume.empty_trash()
@@ -114,9 +115,7 @@ def vfolders(root: Directory) -> Iterator[Directory]:
             yield from _below(root, name, (_PREFIX, _PREFIX, _FOLDER))
 
 
-def _below(
-    parent: Directory, name: str, names: tuple[re.Pattern[str], ...]
-) -> Iterator[Directory]:
+def _below(parent: Directory, name: str, names: tuple[re.Pattern[str], ...]) -> Iterator[Directory]:
     with suppress(OSError):
         directory = parent.descend(name, links=False)
         if not names:

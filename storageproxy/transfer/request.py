@@ -3,8 +3,8 @@ Requests that are handled when their headers are complete, while the body is sti
 
 ``twisted.web`` calls a resource only after it has put the whole body into a temporary file: an
 upload that is cut would never be seen. Here a resource runs at once, and takes the body as it
-comes with :meth:`StreamingRequest.deliver_body`, like :meth:`twisted.web.iweb.IResponse.deliverBody`
-on the other side. What is private to ``twisted.web`` is touched in this module only.
+comes with :meth:`StreamingRequest.deliver_body`, as ``IResponse.deliverBody`` gives it to clients on
+the other side. What is private to ``twisted.web`` is touched in this module only.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class StreamingRequest(Request):
     """
 
     log = Logger()
+    channel: Any
+    transport: Any
     #: No guesses about the type of an answer.
-    defaultContentType = None  # type: ignore[assignment]
+    defaultContentType = None
 
     def __init__(self, channel: HTTPChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)

@@ -82,7 +82,9 @@ def create(folder: Directory) -> str:
     for _ in range(_RACES):
         try:
             with folder.ensure(UPLOADS) as uploads:
-                uploads.open_file(session, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False).close()
+                uploads.open_file(
+                    session, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
+                ).close()
             return session
         except FileNotFoundError:
             # The last upload but this one was completed, and took the directory away.
@@ -193,9 +195,7 @@ def finish(root: Directory, folder: Directory, session: str, file: File, path: s
             # Made before the rename, so that there is never neither of them. It needs no fsync of
             # its own: a journal writes it before the rename that the fsync below waits for.
             completed.open_file(session, os.O_WRONLY | os.O_CREAT, links=False).close()
-        os.rename(
-            session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor
-        )
+        os.rename(session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor)
         parent.sync()
     with suppress(OSError):
         os.rmdir(UPLOADS, dir_fd=folder.descriptor)

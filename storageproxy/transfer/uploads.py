@@ -53,7 +53,7 @@ class Session:
     :param size: bytes that were announced.
     """
 
-    volume: Any
+    volume: IVolume
     vfid: VFolderID
     name: str
     path: str
@@ -77,7 +77,7 @@ class Uploads:
     def __attrs_post_init__(self) -> None:
         self._locks = SessionLocks(self.reactor)
 
-    async def create(self, volume: Any, vfid: VFolderID, path: str, size: int) -> str:
+    async def create(self, volume: IVolume, vfid: VFolderID, path: str, size: int) -> str:
         """
         Begin a session. An empty file is made at once: clients send nothing for it.
 
@@ -133,9 +133,7 @@ class Uploads:
             await self._sync(session, staged.file)
             return await self._conclude(session, staged.file, staged.offset)
 
-    async def _append(
-        self, session: Session, patch: tus.Patch, request: StreamingRequest
-    ) -> int:
+    async def _append(self, session: Session, patch: tus.Patch, request: StreamingRequest) -> int:
         async with self._hold(session) as (staged, lease):
             offset = session.size if staged is None else staged.offset
             tus.check_append(patch, offset, session.size, request.body_length)
@@ -212,9 +210,7 @@ class Uploads:
             await session.volume.within(session.vfid, staging.discard, session.name)
 
     async def _keep(self, session: Session, file: File, size: int) -> None:
-        await session.volume.within(
-            session.vfid, staging.settle_checksum, session.name, file, size
-        )
+        await session.volume.within(session.vfid, staging.settle_checksum, session.name, file, size)
 
     async def _sync(self, session: Session, file: File) -> None:
         threads = session.volume.threads
@@ -241,9 +237,10 @@ class Uploads:
         end = self.reactor.seconds() + PATIENCE
         while True:
             try:
-                return await self._in_folder(
+                staged: Staged = await self._in_folder(
                     session, staging.hold, session.name, discard=lambda staged: staged.file.close()
                 )
+                return staged
             except Completed:
                 return None
             except staging.Busy:
@@ -254,7 +251,7 @@ class Uploads:
     def _in_folder(
         self, session: Session, operation: Any, *args: Any, discard: Any = None
     ) -> Deferred[Any]:
-        volume: IVolume | Any = session.volume
+        volume = session.volume
 
         def call() -> Any:
             with volume.open_root() as root, volume.open_folder(session.vfid) as folder:

@@ -190,20 +190,26 @@ def chunked(*parts: bytes) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
 
 
-@cache
-def started(settings: str, manager_settings: str) -> Daemon | str:
-    """A running daemon with these settings, or why there is none."""
-    paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+def new_daemon(settings: str = "", manager_settings: str = "") -> tuple[Daemon, Callable[[], None]]:
+    """A daemon in a new directory, not running yet, and how to get rid of both."""
+    paths = [str(CHECKOUT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     root = Path(tempfile.mkdtemp(prefix="storage-proxy-wire-")).resolve()
     daemon = Daemon(root, settings=settings, manager_settings=manager_settings)
 
-    def stop() -> None:
+    def remove() -> None:
         if daemon.process is not None and daemon.process.poll() is None:
             daemon.kill()
         shutil.rmtree(root, ignore_errors=True)
 
-    atexit.register(stop)
+    return daemon, remove
+
+
+@cache
+def started(settings: str, manager_settings: str) -> Daemon | str:
+    """A running daemon with these settings, or why there is none."""
+    daemon, remove = new_daemon(settings, manager_settings)
+    atexit.register(remove)
     try:
         daemon.start()
     except RuntimeError as error:
@@ -238,15 +244,19 @@ class WireTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Have a daemon running, and connections that are opened when needed."""
-        self.daemon = running_daemon(self.settings, self.manager_settings)
+        self.daemon = self.provide()
         self.outside = Path(tempfile.mkdtemp(prefix="outside-", dir=self.daemon.root))
         (self.outside / "secret.txt").write_bytes(b"not yours")
         self._connections: dict[int, Connection] = {}
         self.addCleanup(self._hang_up)
 
+    def provide(self) -> Daemon:
+        """The daemon of the test, running."""
+        return running_daemon(self.settings, self.manager_settings)
+
     def _hang_up(self) -> None:
-        for connection in self._connections.values():
-            connection.close()
+        while self._connections:
+            self._connections.popitem()[1].close()
 
     def connect(self, port: int) -> Connection:
         """A connection of its own, closed when the test ends."""

@@ -242,6 +242,30 @@ class Whole(OnFile):
         self.whole(self.get())
         self.alive()
 
+    def test_old_protocol(self) -> None:
+        """A client that speaks HTTP/1.0 gets the file, and its connection closed."""
+        connection = self.connect(self.daemon.client_port)
+        connection.write(f"GET {self.url('file')} HTTP/1.0\r\n\r\n".encode())
+        head, _, body = connection.reader.read().partition(b"\r\n\r\n")
+        self.assertIn(b" 200 ", head.partition(b"\r\n")[0])
+        self.assertEqual(body, self.data)
+
+    def test_file_that_shrinks(self) -> None:
+        """A file that shrinks while it is sent ends the connection, not with other bytes."""
+        path = self.put("big", b"x" * 60_000_000)
+        connection = self.connect(self.daemon.client_port)
+        connection.send("GET", self.url("big"))
+        connection.reader.read(1000)
+        os.truncate(path, 0)
+        try:
+            received = 1000
+            while data := connection.reader.read1(1_000_000):
+                received += len(data)
+        except ConnectionResetError:
+            pass
+        self.assertLess(received, 60_000_000)
+        self.alive()
+
     def test_readers_that_wait(self) -> None:
         """Clients that do not read on hurt nobody else."""
         self.put("big", b"x" * 20_000_000)

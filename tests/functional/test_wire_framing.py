@@ -497,6 +497,42 @@ class Transport(WireTestCase):
         self.assertEqual(connection.receive().status, 400)
         self.assertTrue(connection.closed())
 
+    def test_old_protocol(self) -> None:
+        """A client that speaks HTTP/1.0 is answered, and its connection closed."""
+        connection = self.keep()
+        connection.write(f"GET /volumes HTTP/1.0\r\n{AUTH}: {MANAGER_SECRET}\r\n\r\n".encode())
+        head, _, body = connection.reader.read().partition(b"\r\n\r\n")
+        self.assertTrue(head.startswith(b"HTTP/1."), head)
+        self.assertIn(b" 200 ", head.partition(b"\r\n")[0])
+        self.assertIn("volumes", json.loads(body))
+
+    def test_both_framings(self) -> None:
+        """A request with a length and chunks is not guessed at."""
+        connection = self.keep()
+        connection.write(
+            b"GET /volume/hwinfo HTTP/1.1\r\nHost: daemon\r\n"
+            + f"{AUTH}: {MANAGER_SECRET}\r\n".encode()
+            + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + chunked(b'{"volume": "local"}')
+            + request_head("GET", "/volumes", {AUTH: MANAGER_SECRET}, None)
+        )
+        self.assertEqual(connection.receive().status, 400)
+        self.assertTrue(connection.closed())
+
+    def test_volume_that_is_gone(self) -> None:
+        """A volume whose directory is gone fails by itself, and the rest is answered."""
+        volume = self.daemon.volumes["second"]
+        away = volume.rename(volume.with_name("away"))
+        try:
+            for path in ("/", "/volumes", "/status"):
+                self.assertEqual(self.manager("GET", path).status, 200, path)
+            params = {"volume": "second", "vfid": self.new_id()}
+            answer = self.manager("GET", "/folder/usage", params)
+            self.assertNotIn(answer.status, (200, 500))
+            self.assert_problem(answer, answer.status)
+        finally:
+            away.rename(volume)
+
     def test_client_leaves(self) -> None:
         """A client that leaves before its answer hurts nobody else."""
         vfid, root = self.new_folder()

@@ -488,6 +488,29 @@ class Offsets(OnUpload):
             self.assert_problem(self.append(offset, self.data), 400)
         self.at(0)
 
+    def test_two_numbers(self) -> None:
+        """Two places are none."""
+        connection = self.connect(self.daemon.client_port)
+        head = request_head("PATCH", self.target, {**TUS, "Upload-Offset": "0"}, self.data)
+        head = head.replace(b"Upload-Offset: 0", b"Upload-Offset: 0\r\nUpload-Offset: 5")
+        connection.write(head + self.data)
+        self.assert_problem(connection.receive(), 400)
+        self.at(0)
+
+    def test_two_at_once(self) -> None:
+        """Of two clients that send the same part at once the file has it once."""
+        connections = [self.connect(self.daemon.client_port) for _ in range(8)]
+        for connection in connections:
+            self.part(connection, 1000)
+        for connection in connections:
+            try:
+                self.assertIn(connection.receive().status, (204, 409))
+            except ConnectionError:
+                pass  # one that came later has ended it
+        offset = int(self.head().header("Upload-Offset") or "-1")
+        self.stored(self.append(offset, self.data[offset:]), 1000)
+        self.complete()
+
     def test_beyond_measure(self) -> None:
         """A place beyond all measure is refused, and the daemon lives."""
         for offset in ("9" * 20, "9" * 5000):
