@@ -91,7 +91,7 @@ def makeService(options: Options) -> IService:
     settings = options.settings
     greeting = ""
     if options["standalone"]:
-        greeting = _GREETING.format(directory=options["standalone"])
+        greeting = _GREETING.format(directory=Path(options["standalone"]).absolute())
     parent: Any = options.parent or {}
     # What twistd was told about its log counts more than the configuration.
     own_log = not any(parent.get(name) for name in ("logfile", "logger", "syslog"))

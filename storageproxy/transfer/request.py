@@ -3,8 +3,8 @@ Requests that are handled when their headers are complete, while the body is sti
 
 ``twisted.web`` calls a resource only after it has put the whole body into a temporary file: an
 upload that is cut would never be seen. Here a resource runs at once, and takes the body as it
-comes with :meth:`StreamingRequest.deliver_body`, as ``IResponse.deliverBody`` gives it to clients on
-the other side. What is private to ``twisted.web`` is touched in this module only.
+comes with :meth:`StreamingRequest.deliver_body`, as ``IResponse.deliverBody`` gives it to clients.
+What is private to ``twisted.web`` is touched in this module only.
 """
 
 from __future__ import annotations

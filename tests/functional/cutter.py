@@ -21,6 +21,7 @@ from typing import Any
 BLOCK = 64 * 1024
 LATE_LIMIT = 256 * 1024
 START_DEADLINE = 10.0
+END_DEADLINE = 10.0
 
 
 class Way(enum.Enum):
@@ -34,7 +35,7 @@ class Kind(enum.Enum):
     """What happens to the connection when a fault strikes."""
 
     RESET = "both sides see a reset"
-    CLOSE = "both sides see an ordinary end of the stream"
+    CLOSE = "both sides see an ordinary end of the stream, the client after the daemon"
     STRAND = "the client sees a reset, the daemon sees a connection that has gone silent"
     LATE = "as STRAND, and bytes on their way arrive once the daemon has answered the next client"
 
@@ -153,6 +154,7 @@ class Cutter:
         up = asyncio.ensure_future(self._pump(Way.UP, reader, daemon))
         down = asyncio.ensure_future(self._pump(Way.DOWN, answers, client))
         kind: Kind | None = Kind.RESET
+        done: set[asyncio.Task[Kind | None]] = set()
         try:
             done, _ = await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
             kind = next((task.result() for task in done if task.result() is not None), None)
@@ -167,8 +169,20 @@ class Cutter:
                 _reset(client)
                 _reset(daemon)
             else:
-                await _end(client)
+                if kind is Kind.CLOSE and up in done:
+                    await self._end_of_body(answers, daemon)
                 await _end(daemon)
+                await _end(client)
+
+    async def _end_of_body(
+        self, answers: asyncio.StreamReader, daemon: asyncio.StreamWriter
+    ) -> None:
+        """End a request in its middle, and wait until the daemon has seen that."""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(END_DEADLINE):
+                daemon.write_eof()
+                while await answers.read(BLOCK):
+                    pass
 
     async def _pump(
         self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

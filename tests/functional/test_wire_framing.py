@@ -101,6 +101,13 @@ class Routing(WireTestCase):
         self.assert_problem(answer, 405)
         self.assertIn("get", answer.words("Allow"))
 
+    def test_allowed_methods_work(self) -> None:
+        """What is named as allowed is not refused as not allowed."""
+        for path in ("/volumes", "/status"):
+            for method in self.manager("POST", path).words("Allow"):
+                answer = self.manager(method.upper(), path)
+                self.assertNotEqual(answer.status, 405, f"{method} {path}")
+
     def test_wrong_method_of_a_post_route(self) -> None:
         """A GET of a POST route is told so."""
         answer = self.manager("GET", "/folder/create")

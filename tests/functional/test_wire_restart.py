@@ -145,4 +145,24 @@ class Restart(OnFolder):
         )
 
 
-globals().update(dialects(Restart))
+class MoreProcesses(OnFolder):
+    """``num-proc`` above the number of processors, as the original's own sample has it."""
+
+    def provide(self) -> Daemon:
+        """Start a daemon with one process more than there are processors."""
+        daemon, remove = new_daemon()
+        self.addCleanup(remove)
+        count = (os.cpu_count() or 1) + 1
+        config = daemon.config.read_text()
+        daemon.config.write_text(config.replace("num-proc = 1\n", f"num-proc = {count}\n"))
+        daemon.start()
+        return daemon
+
+    def test_starts(self) -> None:
+        """The daemon starts, and serves."""
+        (self.root / "file").write_bytes(b"content")
+        token = self.sign(self.claims("download", self.vfid, "file"))
+        self.assertEqual(self.client("GET", f"/download?token={token}").body, b"content")
+
+
+globals().update(dialects(Restart, MoreProcesses))

@@ -1,0 +1,1 @@
+The Storage Proxy as a Twisted daemon, `twistd storage-proxy`: uploads by tus 1.0.0, ranged downloads and zip archives, and all vfolder operations of managers since 20.09, on the `vfs` backend, with the original's configuration and layout on disk. `--standalone DIR` runs it without a configuration.
