@@ -51,7 +51,11 @@ class Background:
             if answer is not None and not answer.called:
                 answer.callback(result)
             elif isinstance(result, Failure):
-                self._log.warn("{what} has failed: {error}", what=what, error=result.value)
+                self._log.info(
+                    "{what} has ended when nobody waited any more: {error}",
+                    what=what,
+                    error=result.getErrorMessage(),
+                )
 
         self._running.add(running)
         running.addBoth(done)

@@ -124,6 +124,10 @@ def rename(folder: Directory, source: str, target: str) -> None:
         to_directory, to_name = folder.parent(target)
         with to_directory:
             os.stat(from_name, dir_fd=from_directory.descriptor, follow_symlinks=False)
+            if from_name == to_name and os.path.samestat(
+                os.fstat(from_directory.descriptor), os.fstat(to_directory.descriptor)
+            ):
+                return
             refuse_directory(to_directory, to_name, target)
             os.rename(
                 from_name,

@@ -37,6 +37,7 @@ SHORT_REST = 256 * 1024
 #: Bytes that are read from the socket at one time while a large body comes.
 LARGE_READ = 1024 * 1024
 
+_ORIGIN = re.compile(rb"https?://[^/?]*(?=[/?])", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -143,8 +144,9 @@ class StreamingRequest(Request):
 
     def _begin(self, command: bytes, path: bytes, version: bytes) -> None:
         self.method, self.uri, self.clientproto = command, path, version
-        self.path, _, query = path.partition(b"?")
-        self.query = query
+        # A proxy may name the origin too (RFC 9112 section 3.2.2).
+        target = _ORIGIN.sub(b"", path)
+        self.path, _, self.query = target.partition(b"?")
         self.args = {}
         given = self.getHeader(b"x-request-id")
         self.request_id = (
@@ -173,9 +175,12 @@ class StreamingRequest(Request):
         return None if value is None else value.decode("latin-1")
 
     def header_map(self) -> dict[str, str]:
-        """The headers of the request, by their names in lower case; the last value counts."""
+        """
+        The headers of the request, by their names in lower case. What is given more than once is
+        one list (RFC 9110 section 5.3), and so never mistaken for a single value.
+        """
         return {
-            name.decode("latin-1").lower(): values[-1].decode("latin-1")
+            name.decode("latin-1").lower(): b", ".join(values).decode("latin-1")
             for name, values in self.requestHeaders.getAllRawHeaders()
         }
 

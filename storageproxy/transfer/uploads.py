@@ -189,7 +189,7 @@ class Uploads:
         else:
             await self._sync(session, staged.file)
         if outcome is Outcome.CUT:
-            raise Interrupted
+            raise Interrupted(f"the client is gone, and {sink.offset} bytes are kept")
         return await self._conclude(session, staged.file, sink.offset)
 
     async def _conclude(self, session: Session, file: File, offset: int) -> int:

@@ -1,0 +1,198 @@
+"""
+The plain backend: the conformance of its volumes, and what only it does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.plugin import IPlugin
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from backends.vfs import TRASH, VFSBackend, VFSVolume
+from storageproxy import trees
+from storageproxy.beneath import Directory
+from storageproxy.config import VolumeSettings
+from storageproxy.errors import DiskFull
+from storageproxy.interfaces import IBackend
+from storageproxy.testing import (
+    SynchronousThreads,
+    VolumeConformance,
+    bare_id,
+    result_of,
+    scoped_id,
+)
+from storageproxy.threads import VolumeThreads
+
+
+class SynchronousVFSTests(VolumeConformance, TestCase):
+    def make_volume(self, path: str) -> VFSVolume:
+        return VFSVolume("test", path, "", SynchronousThreads())
+
+
+class ThreadedVFSTests(VolumeConformance, TestCase):
+    def make_volume(self, path: str) -> VFSVolume:
+        threads = VolumeThreads(reactor, "test", size=8)
+        self.addCleanup(threads.stop)
+        return VFSVolume("test", path, "", threads)
+
+
+class VFSVolumeTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = os.path.realpath(self.mktemp())
+        os.makedirs(self.path)
+        self.volume = VFSVolume("test", self.path, "", SynchronousThreads())
+
+    def throw_away(self, *numbers: int) -> None:
+        for number in numbers:
+            result_of(self.volume.create_folder(bare_id(number), None, None))
+            with open(os.path.join(self.path, *bare_id(number).layout, "file"), "wb"):
+                pass
+            result_of(self.volume.delete_folder(bare_id(number)))
+
+    def test_no_space(self) -> None:
+        """A clone for which there is no space is refused before anything is made."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        source = os.path.join(self.path, *bare_id(1).layout, "big")
+        with open(source, "wb"):
+            os.truncate(source, 1 << 43)
+        self.assertRaises(
+            DiskFull, result_of, self.volume.clone_folder(bare_id(1), self.volume, bare_id(2))
+        )
+        self.assertFalse(os.path.exists(os.path.join(self.path, *bare_id(2).layout)))
+
+    def test_usage_limit(self) -> None:
+        """Counting for ``/folder/usage`` is given up after a few seconds, not never."""
+        seen: list[Any] = []
+
+        def usage(top: Directory, progress: object, limit: float) -> trees.Usage:
+            seen.append(limit)
+            raise trees.TooSlow
+
+        self.patch(trees, "usage", usage)
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        self.assertRaises(trees.TooSlow, result_of, self.volume.usage(bare_id(1)))
+        self.assertTrue(0 < seen[0] < 10, seen)
+
+    def test_trash_of_one_volume(self) -> None:
+        """Deleted folders wait within the volume, where a rename can put them."""
+        self.throw_away(1)
+        self.assertEqual(len(os.listdir(os.path.join(self.path, TRASH))), 1)
+
+    def test_same_folder_deleted_again(self) -> None:
+        """A folder can be deleted again before the remains of the first one are removed."""
+        self.throw_away(1, 1)
+        self.assertEqual(len(os.listdir(os.path.join(self.path, TRASH))), 2)
+        result_of(self.volume.empty_trash())
+        self.assertEqual(os.listdir(os.path.join(self.path, TRASH)), [])
+
+    def test_trash_is_private(self) -> None:
+        """Other users of the host cannot look into what was deleted."""
+        self.throw_away(1)
+        self.assertEqual(os.stat(os.path.join(self.path, TRASH)).st_mode & 0o077, 0)
+
+    def test_planted_trash(self) -> None:
+        """A link in the place of the trash is not followed out of the volume, nor emptied."""
+        outside = self.mktemp()
+        os.makedirs(os.path.join(outside, "precious"))
+        os.makedirs(os.path.join(self.path, os.path.dirname(TRASH)))
+        os.symlink(os.path.abspath(outside), os.path.join(self.path, TRASH))
+        with self.assertRaises(Exception):  # noqa: B017
+            result_of(self.volume.empty_trash())
+        self.assertEqual(os.listdir(outside), ["precious"])
+
+    def test_one_that_stays(self) -> None:
+        """A deleted folder that cannot be removed does not keep the others on the disk."""
+        self.throw_away(1, 2, 3)
+        trash = os.path.join(self.path, TRASH)
+        stubborn = os.listdir(trash)[0]
+        remove = trees.remove
+
+        def fail(parent: Directory, name: str, *args: Any) -> None:
+            if name == stubborn:
+                raise PermissionError(1, os.strerror(1))
+            remove(parent, name, *args)
+
+        self.patch(trees, "remove", fail)
+        try:
+            result_of(self.volume.empty_trash())
+        except PermissionError:
+            pass
+        self.assertEqual(os.listdir(trash), [stubborn])
+
+    def test_file_in_trash(self) -> None:
+        """Something that is no directory, deleted in the place of a folder, is removed too."""
+        os.makedirs(os.path.join(self.path, *bare_id(1).layout[:-1]))
+        with open(os.path.join(self.path, *bare_id(1).layout), "wb"):
+            pass
+        result_of(self.volume.delete_folder(bare_id(1)))
+        result_of(self.volume.empty_trash())
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+
+    def test_link_in_the_place_of_a_folder(self) -> None:
+        """A folder that is a link out of the volume is refused."""
+        outside = self.mktemp()
+        os.makedirs(outside)
+        os.makedirs(os.path.join(self.path, *bare_id(1).layout[:-1]))
+        os.symlink(os.path.abspath(outside), os.path.join(self.path, *bare_id(1).layout))
+        self.assertRaises(
+            Exception, result_of, self.volume.within(bare_id(1), lambda folder: None)
+        )
+
+    def test_descriptors(self) -> None:
+        """No operation leaves a descriptor open, whether it succeeds or fails."""
+        before = sorted(os.listdir("/proc/self/fd"))
+        for vfid in (bare_id(1), scoped_id(1)):
+            for _ in range(2):
+                for work in (
+                    self.volume.create_folder(vfid, None, None),
+                    self.volume.usage(vfid),
+                    self.volume.clone_folder(vfid, self.volume, bare_id(9)),
+                    self.volume.delete_folder(vfid),
+                    self.volume.delete_folder(vfid),
+                    self.volume.used_bytes(vfid),
+                    self.volume.empty_trash(),
+                ):
+                    try:
+                        result_of(work)
+                    except Exception:
+                        pass
+        self.assertEqual(sorted(os.listdir("/proc/self/fd")), before)
+
+
+class VFSBackendTests(SynchronousTestCase):
+    def settings(self, **options: Any) -> VolumeSettings:
+        return VolumeSettings(backend="vfs", path="/", options=options)
+
+    def test_interface(self) -> None:
+        """The backend is a Twisted plugin that the daemon can use."""
+        verifyObject(IBackend, VFSBackend())
+        verifyObject(IPlugin, VFSBackend())
+
+    def test_good_options(self) -> None:
+        """Options that are allowed are not complained about."""
+        self.assertEqual(VFSBackend().check("test", self.settings()), [])
+        self.assertEqual(VFSBackend().check("test", self.settings(threads=2, deadline=1.5)), [])
+
+    def test_bad_options(self) -> None:
+        """Every complaint names its key."""
+        for options, key in (
+            ({"threads": 1}, "options.threads"),
+            ({"threads": "many"}, "options.threads"),
+            ({"deadline": 0}, "options.deadline"),
+            ({"deadline": -1.0}, "options.deadline"),
+            ({"colour": "blue"}, "options.colour"),
+        ):
+            complaints = VFSBackend().check("test", self.settings(**options))
+            self.assertEqual(len(complaints), 1, options)
+            self.assertTrue(complaints[0].startswith(key), complaints)
+
+    def test_volume(self) -> None:
+        """The options reach the threads of the volume that is made."""
+        volume = VFSBackend().volume("test", self.settings(threads=8, deadline=3), reactor)
+        self.assertEqual(volume.threads.size, 8)
+        self.assertEqual(volume.threads.deadline, 3)
+        self.assertEqual(volume.threads.long_calls, 2)
