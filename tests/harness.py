@@ -117,6 +117,7 @@ class HeldThreads:
 
     def clean_up(self, function: Callable[[], object]) -> None:
         call = _Held(function, Deferred(), None)
+        call.deferred.addErrback(lambda _: None)
         if self.held:
             self.calls.append(call)
         else:
@@ -160,8 +161,6 @@ class HeldThreads:
             call.deferred.callback(result)
         elif call.discard is not None and not isinstance(result, Failure):
             call.discard(result)
-        if isinstance(call.deferred.result, Failure) and not call.deferred.callbacks:
-            call.deferred.addErrback(lambda _: None)
 
     def _give_up(self, call: _Held, reason: Exception) -> None:
         # As a call that hangs: its thread still has it.

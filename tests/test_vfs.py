@@ -184,7 +184,6 @@ class VFSBackendTests(SynchronousTestCase):
             ({"threads": "many"}, "options.threads"),
             ({"deadline": 0}, "options.deadline"),
             ({"deadline": -1.0}, "options.deadline"),
-            ({"colour": "blue"}, "options.colour"),
         ):
             complaints = VFSBackend().check("test", self.settings(**options))
             self.assertEqual(len(complaints), 1, options)

@@ -7,6 +7,8 @@ Klein matches the path; a route states what it needs, and raises errors of
 
 from __future__ import annotations
 
+# werkzeug encodes host names with it, and by then the daemon may not read its own files any more.
+import encodings.idna  # noqa: F401
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -16,7 +18,6 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException
 
 from storageproxy.errors import (
@@ -155,8 +156,8 @@ class UTF8Paths(Resource):
         """Let Klein answer."""
         try:
             b"/".join(request.postpath).decode("utf-8")
+            return self._resource.render(request)
         except UnicodeDecodeError:
-            request.write(answer_error(request, MalformedRequest("the path is not UTF-8")))
-            request.finish()
-            return NOT_DONE_YET
-        return self._resource.render(request)
+            return answer_error(request, MalformedRequest("the path is not UTF-8"))
+        except Exception:
+            return translate(request, Failure())

@@ -21,11 +21,14 @@ from zope.interface import implementer
 
 from storageproxy.beneath import File
 from storageproxy.conditional import ByteRange
+from storageproxy.errors import VolumeUnavailable
 from storageproxy.interfaces import IThreads
 from storageproxy.transfer.request import StreamingRequest
 
 #: Bytes that are read by one call in a thread.
 BLOCK = 512 * 1024
+
+log = Logger()
 
 Chunks = Generator[bytes, None, None]
 
@@ -121,8 +124,6 @@ class ThreadedProducer(StaticProducer):
     :param chunks: yields bytes; its own ``finally`` frees what it holds.
     """
 
-    _log = Logger("storageproxy.downloads")
-
     def __init__(self, request: StreamingRequest, threads: IThreads, chunks: Chunks) -> None:
         super().__init__(request, chunks)
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
@@ -213,8 +214,11 @@ async def send(request: StreamingRequest, threads: IThreads, body: Body) -> None
         await ThreadedProducer(request, threads, body.chunks()).start()
     except CancelledError:
         raise
-    except Exception as error:
-        ThreadedProducer._log.warn(
+    except (Changed, OSError, VolumeUnavailable) as error:
+        log.warn(
             "A download was broken off: {error!r}", error=error, request_id=request.request_id
         )
+        request.abort()
+    except Exception:
+        log.failure("A download was broken off", request_id=request.request_id)
         request.abort()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -132,7 +133,14 @@ class Daemon:
         :return: the decoded JSON of the answer, None when it has no body.
         :raises RuntimeError: for any status of 400 and above, with the answer's body.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self.manager_port, timeout=60)
+        connection: http.client.HTTPConnection
+        if self.tls is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.manager_port, timeout=60)
+        else:
+            context = ssl.create_default_context(cafile=str(self.tls[0]))
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.manager_port, timeout=60, context=context
+            )
         body = None if params is None else json.dumps(params)
         headers = {AUTH: MANAGER_SECRET}
         if body is not None:
