@@ -55,10 +55,9 @@ TAGS = st.builds(
 )
 TAG_LISTS = st.just("*") | st.lists(TAGS, min_size=1, max_size=4)
 #: A date around that of the file, or a text that is none.
-DATES = (
-    st.sampled_from([MODIFIED - 86400, MODIFIED - 1, MODIFIED, MODIFIED + 1, MODIFIED + 10**8])
-    | st.sampled_from(["", "yesterday", "1600000000", "Sun, 99 Sep 2020 12:26:40 GMT"])
-)
+DATES = st.sampled_from(
+    [MODIFIED - 86400, MODIFIED - 1, MODIFIED, MODIFIED + 1, MODIFIED + 10**8]
+) | st.sampled_from(["", "yesterday", "1600000000", "Sun, 99 Sep 2020 12:26:40 GMT"])
 
 
 def model(
@@ -218,8 +217,7 @@ SPECS = st.tuples(NUMBERS, st.none() | NUMBERS) | st.tuples(st.none(), NUMBERS)
 def written(specs: list[Spec]) -> str:
     """The value of a Range header."""
     return "bytes=" + ", ".join(
-        f"{'' if first is None else first}-{'' if last is None else last}"
-        for first, last in specs
+        f"{'' if first is None else first}-{'' if last is None else last}" for first, last in specs
     )
 
 
@@ -348,9 +346,7 @@ class RangeTests(SynchronousTestCase):
         chosen = ByteRange(start, start + length)
         size = chosen.stop + beyond
         self.assertEqual(len(chosen), length)
-        self.assertEqual(
-            chosen.content_range(size), f"bytes {start}-{start + length - 1}/{size}"
-        )
+        self.assertEqual(chosen.content_range(size), f"bytes {start}-{start + length - 1}/{size}")
 
 
 class IfRangeTests(SynchronousTestCase):

@@ -39,9 +39,16 @@ class TableTests(SynchronousTestCase):
         """The errors that the wire contract names are in the table."""
         self.assertLessEqual(
             {
-                "malformed-request", "invalid-api-params", "unsupported-operation",
-                "file-not-found", "no-such-upload-session", "forbidden", "volume/invalid",
-                "subpath/invalid", "vfolder/not-found", "upload-offset-mismatch",
+                "malformed-request",
+                "invalid-api-params",
+                "unsupported-operation",
+                "file-not-found",
+                "no-such-upload-session",
+                "forbidden",
+                "volume/invalid",
+                "subpath/invalid",
+                "vfolder/not-found",
+                "upload-offset-mismatch",
             },
             {cls.suffix for cls in TABLE},
         )
@@ -74,9 +81,7 @@ class TableTests(SynchronousTestCase):
             self.assertEqual(document["status"], cls.status)
             self.assertEqual(document["title"], cls.title)
             self.assertEqual(document["error_code"], cls.error_code)
-            self.assertEqual(
-                document["type"], f"https://api.backend.ai/probs/storage/{cls.suffix}"
-            )
+            self.assertEqual(document["type"], f"https://api.backend.ai/probs/storage/{cls.suffix}")
             self.assertIsInstance(document["msg"], str)
             self.assertTrue(document["msg"])
             self.assertEqual(str(error), error.message)
@@ -95,9 +100,7 @@ class TableTests(SynchronousTestCase):
         """Wrong parameters are told as data, and in words."""
         error = errors.InvalidParameters.of({"a": "is required", "b": {"c": "is bad"}})
         self.assertEqual(error.status, 400)
-        self.assertEqual(
-            error.document()["data"], {"a": "is required", "b": {"c": "is bad"}}
-        )
+        self.assertEqual(error.document()["data"], {"a": "is required", "b": {"c": "is bad"}})
         self.assertIn("a: is required", error.message)
 
     def test_headers(self) -> None:

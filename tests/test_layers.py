@@ -164,9 +164,7 @@ class LayerTests(SynchronousTestCase):
 
     def test_service(self) -> None:
         """Nothing but the command line imports the service."""
-        importers = {
-            name for name in MODULES if "storageproxy.service" in imports(name)
-        }
+        importers = {name for name in MODULES if "storageproxy.service" in imports(name)}
         self.assertEqual(importers, {"storageproxy.tap"})
 
     def test_filesystem(self) -> None:

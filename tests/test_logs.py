@@ -52,7 +52,9 @@ def settings(level: str = "INFO", **logging: Any) -> config.Configuration:
     address = config.Address(("", 0))
     return config.Configuration(
         storage_proxy=config.ProxySettings(
-            node_id="n", secret="s", session_expire=60.0  # type: ignore[arg-type]
+            node_id="n",
+            secret="s",
+            session_expire=60.0,  # type: ignore[arg-type]
         ),
         api=config.ApiSettings(
             client=config.ListenerSettings(address),
@@ -82,9 +84,7 @@ class LineTests(SynchronousTestCase):
         self.assertEqual(record["message"], "5 sheep")
         self.assertEqual(record["level"], "warn")
         self.assertEqual(record["logger"], "tests.logs")
-        self.assertRegex(
-            record["time"], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00\Z"
-        )
+        self.assertRegex(record["time"], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00\Z")
         self.assertNotIn("request_id", record)
 
     def test_request(self) -> None:

@@ -175,8 +175,27 @@ class ByteSizeTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """What is no size is refused, and so is a fraction of a byte and less than nothing."""
         for value in (
-            -1, "-1", "-1g", True, False, None, "", " ", "g", "1x", "1ki", "x1g", "1g1", "nan",
-            "1e3", "0x10", 1.5, [], {}, "1.5", "1 000",
+            -1,
+            "-1",
+            "-1g",
+            True,
+            False,
+            None,
+            "",
+            " ",
+            "g",
+            "1x",
+            "1ki",
+            "x1g",
+            "1g1",
+            "nan",
+            "1e3",
+            "0x10",
+            1.5,
+            [],
+            {},
+            "1.5",
+            "1 000",
         ):
             self.assertRaises(ValueError, byte_size, value)
 
@@ -221,8 +240,28 @@ class DurationTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """What is no time is refused; there is no unit for seconds, as in the original."""
         for value in (
-            "1s", "90s", "", " ", "h", "1x", "h1", "-1h", -1, -0.5, "inf", "nan", math.inf,
-            math.nan, -math.inf, None, True, False, [], {}, "1h30m", "1min",
+            "1s",
+            "90s",
+            "",
+            " ",
+            "h",
+            "1x",
+            "h1",
+            "-1h",
+            -1,
+            -0.5,
+            "inf",
+            "nan",
+            math.inf,
+            math.nan,
+            -math.inf,
+            None,
+            True,
+            False,
+            [],
+            {},
+            "1h30m",
+            "1min",
         ):
             self.assertRaises(ValueError, duration, value)
 
@@ -337,8 +376,18 @@ class ComplaintTests(SynchronousTestCase):
         self.assertEqual(
             set(found),
             {
-                "name", "inner.size", "inner.words.1", "inner.words.3", "on", "path", "paths",
-                "file", "wait", "count", "ratio", "scope",
+                "name",
+                "inner.size",
+                "inner.words.1",
+                "inner.words.3",
+                "on",
+                "path",
+                "paths",
+                "file",
+                "wait",
+                "count",
+                "ratio",
+                "scope",
             },
         )
         self.assertTrue(all(found.values()))
@@ -378,7 +427,9 @@ class ComplaintTests(SynchronousTestCase):
     @given(
         json_values()
         | tables([field.name for field in attrs.fields(Outer)], PLAUSIBLE)
-        | st.fixed_dictionaries({"name": st.just("n"), "inner": tables(["size", "words"], PLAUSIBLE)})
+        | st.fixed_dictionaries(
+            {"name": st.just("n"), "inner": tables(["size", "words"], PLAUSIBLE)}
+        )
     )
     def test_garbage(self, table: Any) -> None:
         """Whatever comes, it is understood or complained about, and nothing else happens."""

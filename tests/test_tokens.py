@@ -199,14 +199,27 @@ class RefusalTests(SynchronousTestCase):
 
     def test_no_end(self) -> None:
         """A token that never ends is refused, unlike in the original."""
-        self.assertIn("exp", str(self.assertRefused(signed(
-            {name: value for name, value in DOWNLOAD.items() if name != "exp"}
-        ))))
+        self.assertIn(
+            "exp",
+            str(
+                self.assertRefused(
+                    signed({name: value for name, value in DOWNLOAD.items() if name != "exp"})
+                )
+            ),
+        )
 
     def test_wrong_end(self) -> None:
         """An end that is no time is refused, and so is one that never comes."""
         for end in (
-            "NaN", "Infinity", "-Infinity", "null", "true", '"1e30"', "[]", "{}", "1e999",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "null",
+            "true",
+            '"1e30"',
+            "[]",
+            "{}",
+            "1e999",
             "1" + "0" * 400,
         ):
             body = json.dumps({**DOWNLOAD, "exp": 0}).replace('"exp": 0', f'"exp": {end}')
@@ -228,9 +241,7 @@ class RefusalTests(SynchronousTestCase):
             "vfid": [None, "", "x", 5, "..", f"{FOLDER}/x"],
             "relpath": [None, "/etc/passwd", "a\0b", 5],
             "size": [None, -1, "x", 1.5, True, []],
-            "session": [
-                None, "", ".", "..", "../x", "a/b", "a\0", "x" * 65, "a b", "a\n", "é", 5
-            ],
+            "session": [None, "", ".", "..", "../x", "a/b", "a\0", "x" * 65, "a b", "a\n", "é", 5],
         }.items():
             without = {key: value for key, value in UPLOAD.items() if key != name}
             self.assertIn(name, self.assertRefused(signed(without), UploadToken))

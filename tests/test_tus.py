@@ -59,9 +59,7 @@ DIGEST_SIZES = {"sha1": 20, "sha256": 32, "sha512": 64, "md5": 16, "crc32": 4}
 
 def headers_of(**values: str | None) -> dict[str, str]:
     """Headers by their names; those that are None are left out."""
-    return {
-        name.replace("_", "-"): value for name, value in values.items() if value is not None
-    }
+    return {name.replace("_", "-"): value for name, value in values.items() if value is not None}
 
 
 class VersionTests(SynchronousTestCase):
@@ -87,9 +85,7 @@ class VersionTests(SynchronousTestCase):
     def test_advertised(self) -> None:
         """What is said to be supported is what a tus client would look for."""
         self.assertEqual(tus.VERSION, "1.0.0")
-        self.assertEqual(
-            set(tus.EXTENSIONS), {"creation", "expiration", "termination", "checksum"}
-        )
+        self.assertEqual(set(tus.EXTENSIONS), {"creation", "expiration", "termination", "checksum"})
 
 
 class PatchHeaderTests(SynchronousTestCase):
@@ -181,9 +177,7 @@ class CreationTests(SynchronousTestCase):
 
     def test_version(self) -> None:
         """Another version of the protocol is told so before anything else."""
-        self.assertRaises(
-            UnsupportedTusVersion, tus.parse_creation, {"tus-resumable": "0.1"}, 5
-        )
+        self.assertRaises(UnsupportedTusVersion, tus.parse_creation, {"tus-resumable": "0.1"}, 5)
 
 
 class AppendTests(SynchronousTestCase):
@@ -210,9 +204,7 @@ class AppendTests(SynchronousTestCase):
             self.assertEqual(error.status, 409)
             self.assertEqual(error.headers["Upload-Offset"], str(held))
         elif length is not None and length > more:
-            error = self.assertRaises(
-                UploadTooLarge, tus.check_append, patch, held, size, length
-            )
+            error = self.assertRaises(UploadTooLarge, tus.check_append, patch, held, size, length)
             self.assertEqual(error.status, 413)
         else:
             self.assertIsNone(tus.check_append(patch, held, size, length))
@@ -223,9 +215,7 @@ class AppendTests(SynchronousTestCase):
         """Uploads of any size are filled to the last byte, and not one byte further."""
         patch = tus.Patch(held, None)
         self.assertIsNone(tus.check_append(patch, held, held + more, more))
-        self.assertRaises(
-            UploadTooLarge, tus.check_append, patch, held, held + more, more + beyond
-        )
+        self.assertRaises(UploadTooLarge, tus.check_append, patch, held, held + more, more + beyond)
 
 
 class ChecksumTests(SynchronousTestCase):

@@ -62,9 +62,7 @@ class IdentifierTests(SynchronousTestCase):
 
     def test_written(self) -> None:
         """Ids are told as the original tells them."""
-        self.assertEqual(
-            str(VFolderID(None, FOLDER)), "01234567-89ab-cdef-0123-456789abcdef"
-        )
+        self.assertEqual(str(VFolderID(None, FOLDER)), "01234567-89ab-cdef-0123-456789abcdef")
         self.assertEqual(
             str(VFolderID(QuotaScopeID("user", OWNER), FOLDER)),
             "user:fedcba98-7654-3210-fedc-ba9876543210/0123456789abcdef0123456789abcdef",

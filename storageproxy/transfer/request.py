@@ -37,6 +37,8 @@ SHORT_REST = 256 * 1024
 #: Bytes that are read from the socket at one time while a large body comes.
 LARGE_READ = 1024 * 1024
 
+log = Logger()
+
 _ORIGIN = re.compile(rb"https?://[^/?]*(?=[/?])", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -59,7 +61,6 @@ class StreamingRequest(Request):
     :ivar started: when it came, by the reactor's clock.
     """
 
-    log = Logger()
     channel: Any
     transport: Any
     #: No guesses about the type of an answer.
@@ -84,6 +85,11 @@ class StreamingRequest(Request):
         self._linger_timer: Any = None
         self._usual_read: int | None = None
         self._site: Any = None
+
+    def __repr__(self) -> str:
+        """Without the query, which may hold a token."""
+        path = (self.path or b"").decode("latin-1")
+        return f"<{type(self).__name__} {self.method.decode('latin-1')} {path}>"
 
     # ---- called by the channel
 
@@ -123,7 +129,7 @@ class StreamingRequest(Request):
             return
         if self._paused:
             # The channel has noted an idle timeout of None, which was ours.
-            self.channel._savedTimeOut = self.channel.timeOut
+            self.channel._savedTimeOut = self.channel.site.timeOut
         self._restore_read_size()
         if self._answered:
             self._end_lingering()
@@ -297,8 +303,8 @@ class StreamingRequest(Request):
 
     def _release_transport(self) -> None:
         self._paused = False
-        if self.channel.timeOut:
-            self.channel.setTimeout(self.channel.timeOut)
+        # The site's: the channel forgets its own when it is set to None.
+        self.channel.setTimeout(self.channel.site.timeOut)
         self.transport.resumeProducing()
 
     def _restore_read_size(self) -> None:
@@ -320,7 +326,7 @@ class StreamingRequest(Request):
         if self._site is None:
             return
         self._site.ended(self)
-        self.log.info(
+        log.info(
             "{method} {route} {status} {bytes_sent} B {duration:.3f} s",
             log_access=True,
             method=self.method.decode("latin-1"),
