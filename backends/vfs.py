@@ -198,9 +198,19 @@ class VFSVolume:
             except FileNotFoundError:
                 return
             with trash:
+                failed: list[OSError] = []
                 for name in os.listdir(trash.descriptor):
-                    with suppress(FileNotFoundError):
+                    try:
                         trees.remove(trash, name, progress.step)
+                    except FileNotFoundError:
+                        pass
+                    except NotADirectoryError:
+                        os.unlink(name, dir_fd=trash.descriptor)
+                    except OSError as error:
+                        # The others need not stay for that one.
+                        failed.append(error)
+                if failed:
+                    raise failed[0]
 
     def _check_space(self, vfid: VFolderID, target: IVolume, progress: Progress) -> None:
         needed = self._count(vfid, progress)

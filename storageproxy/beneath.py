@@ -48,6 +48,8 @@ def _openat2(directory: int, path: str, flags: int, mode: int, resolve: int) -> 
     )
     size = ctypes.c_size_t(ctypes.sizeof(how))
     name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
     for _ in range(_RACES):
         found: int = _syscall(
             ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory), name, ctypes.byref(how), size
@@ -75,9 +77,15 @@ def _walk(directory: int, path: str, flags: int, mode: int, resolve: int) -> int
             below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
             os.close(current)
             current = below
-        return os.open(parts[-1] if parts else ".", flags | os.O_NOFOLLOW, mode, dir_fd=current)
+        found = os.open(parts[-1] if parts else ".", flags | os.O_NOFOLLOW, mode, dir_fd=current)
+        if flags & os.O_PATH and not flags & os.O_NOFOLLOW and _is_link(os.fstat(found)):
+            os.close(found)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        return found
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR) and _has_link(directory, parts):
+            if resolve & _RESOLVE_NO_SYMLINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
             raise InvalidSubpath(subpath=path) from None
         raise
     finally:
@@ -90,9 +98,13 @@ def _has_link(directory: int, parts: list[str]) -> bool:
             status = os.stat("/".join(parts[:stop]), dir_fd=directory, follow_symlinks=False)
         except OSError:
             return False
-        if stat.S_ISLNK(status.st_mode):
+        if _is_link(status):
             return True
     return False
+
+
+def _is_link(status: os.stat_result) -> bool:
+    return stat.S_ISLNK(status.st_mode)
 
 
 def _supported() -> bool:

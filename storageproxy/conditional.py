@@ -164,5 +164,8 @@ def _matches(condition: str, etag: str, strong: bool) -> bool:
 
 
 def _date(value: str | None) -> int | None:
-    parsed = parse_date(value) if value else None
-    return None if parsed is None else int(parsed.timestamp())
+    try:
+        parsed = parse_date(value) if value else None
+        return None if parsed is None else int(parsed.timestamp())
+    except (OverflowError, ValueError):
+        return None

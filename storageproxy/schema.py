@@ -7,9 +7,10 @@ names, so that nobody has to guess which value was wrong.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from math import isfinite
 from typing import Any, NewType, TypeVar, get_origin
 
 import attrs
@@ -41,10 +42,13 @@ Flag = NewType("Flag", bool)
 #: A text that is not blank.
 Text = NewType("Text", str)
 
+#: A size without a limit.
+ENDLESS = 2**63 - 1
+
 _TRUE = frozenset({"t", "true", "y", "yes", "on", "1", "1.0"})
 _FALSE = frozenset({"false", "n", "no", "off", "0", "none", "0.0"})
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtpe])?(i?b(?:ytes)?)?)", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(yr|mo|[wdhm])?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,20})(\.[0-9]{1,20})?\s*([kmgtpezy])?(i?b(?:ytes?)?)?", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(yr|mo|[wdhm])?", re.IGNORECASE)
 _UNIT_SECONDS = {
     "": 1,
     "m": 60,
@@ -116,31 +120,35 @@ def whole_number(value: object) -> int:
 
 def number(value: object) -> float:
     """A number that is neither endless nor text."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("value is not a number")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ValueError("value is not a number")
 
 
 def byte_size(value: object) -> int:
     """A count of bytes."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("expected a number of bytes such as 1073741824, 1g or 1GiB")
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise ValueError("a size cannot be negative")
         return value
-    found = _SIZE.fullmatch(value.strip().replace("_", "").replace(",", ""))
-    if found is None:
-        if value.strip().lower() in ("inf", "infinite", "infinity"):
-            return 2**63 - 1
+    word = value.strip().replace("_", "") if isinstance(value, str) else ""
+    if word.lower() in ("inf", "infinite", "infinity"):
+        return ENDLESS
+    found = _SIZE.fullmatch(word)
+    # A fraction, and the "i" of "KiB", make sense with a unit only.
+    if found is None or not found[3] and (found[2] or (found[4] or "b")[0] in "iI"):
         raise ValueError("expected a number of bytes such as 1073741824, 1g or 1GiB")
-    return int(float(found[1]) * 1024 ** (" kmgtpe".index((found[2] or " ").lower())))
+    factor = 1024 ** " kmgtpezy".index((found[3] or " ").lower())
+    return int(Decimal(found[1] + (found[2] or "")) * factor)
 
 
 def duration(value: object) -> float:
     """A time in seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+    if isinstance(value, int | float):
+        seconds = number(value)
     else:
         found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
         if found is None:

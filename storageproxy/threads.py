@@ -143,7 +143,11 @@ class VolumeThreads:
         """See :meth:`storageproxy.interfaces.IThreads.run_long`."""
         await self._turn()
         progress = Progress()
-        call = self._submit(lambda: self._long_call(function, progress), None, None)
+        try:
+            call = self._submit(lambda: self._long_call(function, progress), None, None)
+        except VolumeUnavailable:
+            self._long.release()
+            raise
         stalled = False
         timer: IDelayedCall = self.reactor.callLater(self.deadline, lambda: watch(-1))
 
@@ -151,6 +155,7 @@ class VolumeThreads:
             nonlocal timer, stalled
             if progress.steps == steps:
                 stalled = True
+                self._mark_stuck(call)
                 call.deferred.cancel()
             else:
                 timer = self.reactor.callLater(self.deadline, watch, progress.steps)
@@ -254,19 +259,23 @@ class VolumeThreads:
             name=self.name,
             deadline=deadline,
         )
-        with self._ready:
-            call.overdue = call.started
-        if call.overdue:
-            self._stuck += 1
+        self._mark_stuck(call)
         self._abandon(
             call, VolumeUnavailable(f"volume {self.name}: no answer for {deadline:g} seconds")
         )
 
+    def _mark_stuck(self, call: _Call) -> None:
+        with self._ready:
+            call.overdue = call.started
+        if call.overdue:
+            self._stuck += 1
+
     def _abandon(self, call: _Call, reason: Exception) -> None:
-        if call.timer is not None and call.timer.active():
-            call.timer.cancel()
         with self._ready:
             if not call.started:
                 self._queue.remove(call)
+        # The timer of one that has begun goes on: whether it hangs is to be known all the same.
+        if not call.started and call.timer is not None and call.timer.active():
+            call.timer.cancel()
         if not call.deferred.called:
             call.deferred.errback(Failure(reason))

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import NewType, TypeVar
 
 import jwt
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
 from storageproxy.errors import InvalidParameters
-from storageproxy.schema import Complaint, Flag, RelativePath, Text, structure
+from storageproxy.schema import (
+    Complaint,
+    Flag,
+    RelativePath,
+    Text,
+    register,
+    structure,
+    text,
+    whole_number,
+)
 from storageproxy.vfolder import VFolderID
 
 ALGORITHM = "HS256"
@@ -23,17 +32,41 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Claims = TypeVar("Claims", "DownloadToken", "UploadToken")
 
 
-def _session(_: object, __: object, value: str) -> None:
-    if not _SESSION.fullmatch(value):
-        raise ValueError("not the name of an upload session")
+#: ``op`` of a download.
+Download = NewType("Download", str)
+#: ``op`` of an upload.
+Upload = NewType("Upload", str)
+#: Bytes of an upload.
+Size = NewType("Size", int)
+#: The name of a session, which is that of a file too.
+SessionName = NewType("SessionName", str)
 
 
-def _operation(wanted: str) -> Callable[[Any, Any, str], None]:
-    def check(_: object, __: object, value: str) -> None:
+def _operation(wanted: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
         if value != wanted:
             raise ValueError(f"the token is for {value!r}, not for {wanted!r}")
+        return wanted
 
     return check
+
+
+def _size(value: object) -> int:
+    if whole_number(value) < 0:
+        raise ValueError("a size cannot be negative")
+    return whole_number(value)
+
+
+def _session(value: object) -> str:
+    if not _SESSION.fullmatch(text(value)):
+        raise ValueError("not the name of an upload session")
+    return text(value)
+
+
+register(Download, _operation("download"))
+register(Upload, _operation("upload"))
+register(Size, _size)
+register(SessionName, _session)
 
 
 @frozen
@@ -46,7 +79,7 @@ class DownloadToken:
     :param unmanaged_path: a directory of the volume to take instead of the vfolder.
     """
 
-    op: str = field(validator=_operation("download"))
+    op: Download
     volume: Text
     vfid: VFolderID
     relpath: RelativePath
@@ -65,12 +98,12 @@ class UploadToken:
     :param exp: when it ends, in seconds since the epoch.
     """
 
-    op: str = field(validator=_operation("upload"))
+    op: Upload
     volume: Text
     vfid: VFolderID
     relpath: RelativePath
-    size: int = field(validator=validators.ge(0))
-    session: str = field(validator=_session)
+    size: Size
+    session: SessionName
     exp: float
 
 
@@ -129,7 +162,7 @@ class TokenKey:
             # The time is checked against the clock that was passed in.
             claims = jwt.decode(
                 token,
-                self.secret,
+                self._key,
                 algorithms=[ALGORITHM],
                 options={"require": ["exp"], "verify_exp": False, "verify_iat": False},
             )
@@ -148,6 +181,10 @@ class TokenKey:
 
     def _sign(self, now: float, **claims: object) -> str:
         # A whole second, as every node of the original writes it.
-        return jwt.encode(
-            {**claims, "exp": int(now + self.lifetime)}, self.secret, algorithm=ALGORITHM
-        )
+        claims["exp"] = int(now + self.lifetime)
+        return jwt.encode(claims, self._key, algorithm=ALGORITHM)
+
+    @property
+    def _key(self) -> bytes:
+        # HMAC pads a short key with zeros itself (RFC 2104); PyJWT warns of it for each token.
+        return self.secret.encode("utf-8").ljust(32, b"\0")

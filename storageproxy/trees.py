@@ -20,12 +20,16 @@ from uuid import uuid4
 from attrs import frozen
 
 from storageproxy.beneath import Directory
+from storageproxy.errors import NotRegularFile
 from storageproxy.threads import Progress
 
 #: Bytes that are copied between two looks at the progress.
 COPY_STEP = 8 * 1024 * 1024
 
 T = TypeVar("T")
+
+#: Characters of the longest path of a walk.
+LONGEST_PATH = 16384
 
 #: What a name says that is not a directory any more.
 VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -81,7 +85,7 @@ def walk(
     while pending:
         path = pending.pop()
         try:
-            directory = top.descend(path or ".", links=False)
+            directory = descend_far(top, path or ".")
         except OSError as error:
             if path and error.errno in forgive:
                 continue
@@ -101,6 +105,28 @@ def walk(
                         )
             pending += [entry.path for entry in entries if stat.S_ISDIR(entry.status.st_mode)]
             yield path, directory, entries
+
+
+def descend_far(top: Directory, path: str) -> Directory:
+    """
+    Open a directory of a walk, also where its path is longer than the kernel takes at once.
+
+    :raises OSError: ENAMETOOLONG for trees that are deeper than any use they could have.
+    """
+    if len(path) > LONGEST_PATH:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    current = top
+    while True:
+        # PATH_MAX counts bytes, of which a character has four at most.
+        cut = path.rfind("/", 0, 1000) if len(path) > 1000 else -1
+        try:
+            below = current.descend(path if cut < 0 else path[:cut], links=False)
+        finally:
+            if current is not top:
+                current.close()
+        if cut < 0:
+            return below
+        current, path = below, path[cut + 1 :]
 
 
 def usage(
@@ -153,8 +179,10 @@ def remove(parent: Directory, name: str, step: Callable[[], None] = lambda: None
 def _flatten(top: Directory, name: str) -> None:
     try:
         directory = top.descend(name, links=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    except OSError as error:
+        if error.errno in VANISHED:
+            return
+        raise
     with directory:
         for below in _unlink_files(directory):
             with suppress(FileNotFoundError):
@@ -201,28 +229,33 @@ def copy(source: Directory, target: Directory, progress: Progress, skip: str | N
     directories: list[Entry] = []
     for path, opened, entries in walk(source, skip):
         progress.step()
-        with target.descend(path or ".", links=False) as into:
+        with descend_far(target, path or ".") as into:
             for entry in entries:
                 progress.step()
                 name = entry.path.rpartition("/")[2]
                 kind = stat.S_IFMT(entry.status.st_mode)
-                with suppress(FileNotFoundError):
-                    if kind == stat.S_IFDIR:
-                        with suppress(FileExistsError):
-                            os.mkdir(name, 0o700, dir_fd=into.descriptor)
-                        directories.append(entry)
-                    elif kind == stat.S_IFLNK:
-                        _copy_link(opened, into, name, entry.status)
-                    elif kind == stat.S_IFREG:
-                        _copy_file(opened, into, name, progress)
+                if kind == stat.S_IFDIR:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, 0o700, dir_fd=into.descriptor)
+                    directories.append(entry)
+                elif kind == stat.S_IFLNK:
+                    _copy_link(opened, into, name, entry.status)
+                elif kind == stat.S_IFREG:
+                    _copy_file(opened, into, name, progress)
     # Last, as what is put into a directory changes its time; the deepest ones first.
     for entry in reversed(directories):
-        with target.descend(entry.path, links=False) as made:
+        with descend_far(target, entry.path) as made:
             _keep(made.descriptor, entry.status)
 
 
 def _copy_link(source: Directory, target: Directory, name: str, status: os.stat_result) -> None:
-    link = os.readlink(name, dir_fd=source.descriptor)
+    try:
+        link = os.readlink(name, dir_fd=source.descriptor)
+    except OSError as error:
+        # EINVAL: it is no link any more.
+        if error.errno in VANISHED | {errno.EINVAL}:
+            return
+        raise
     _replace(lambda: os.symlink(link, name, dir_fd=target.descriptor), target, name)
     os.utime(
         name,
@@ -233,24 +266,28 @@ def _copy_link(source: Directory, target: Directory, name: str, status: os.stat_
 
 
 def _copy_file(source: Directory, target: Directory, name: str, progress: Progress) -> None:
-    with (
-        source.open_file(name, links=False) as reader,
-        reader.descriptor() as from_fd,
-    ):
-        status = os.fstat(from_fd)
+    try:
+        reader = source.open_file(name, links=False)
+    except NotRegularFile:
+        return
+    except OSError as error:
+        if error.errno in VANISHED:
+            return
+        raise
 
-        def create() -> int:
-            return os.open(
-                name,
-                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
-                0o600,
-                dir_fd=target.descriptor,
-            )
+    def create() -> int:
+        return os.open(
+            name,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+            0o600,
+            dir_fd=target.descriptor,
+        )
 
+    with reader, reader.descriptor() as from_fd:
         to_fd = _replace(create, target, name)
         try:
             _copy_bytes(from_fd, to_fd, progress)
-            _keep(to_fd, status)
+            _keep(to_fd, os.fstat(from_fd))
         finally:
             os.close(to_fd)
 

@@ -8,7 +8,6 @@ no ``Tus-Resumable`` is 1.0.0, no ``Content-Type`` or ``application/octet-stream
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 import zlib
@@ -185,7 +184,7 @@ def _checksum(value: str) -> Checksum:
         )
     try:
         digest = base64.b64decode(encoded.strip(), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise InvalidParameters.of({"Upload-Checksum": "the value is not base64"}) from None
     if len(digest) != len(CHECKSUMS[algorithm]().digest()):
         raise InvalidParameters.of({"Upload-Checksum": f"not the length of a {algorithm}"})

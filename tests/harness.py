@@ -305,6 +305,14 @@ class Wire(StringTransport):
 
     # ---- the server's side
 
+    def write(self, data: bytes) -> None:
+        # As a socket has it: what is written after an abort goes nowhere.
+        if not self.aborted and not self.closed:
+            super().write(data)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
     def pauseProducing(self) -> None:
         self.pauses += 1
         self.producerState = "paused"
@@ -484,7 +492,7 @@ class MemoryCase(SynchronousTestCase):
     def setUp(self) -> None:
         root = Path(self.mktemp())
         root.mkdir(parents=True)
-        self.root = root
+        self.root = root.resolve()
         self.proxy = MemoryProxy(root)
         self.clock: Clock = self.proxy.reactor
         self.threads: HeldThreads = self.proxy.threads["local"]

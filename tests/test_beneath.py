@@ -23,14 +23,17 @@ REFUSED = (OSError, InvalidSubpath)
 
 
 def descriptors() -> list[tuple[str, str]]:
-    """The open descriptors of this process, and what they are of."""
+    """The open files and directories of this process, by descriptor."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         try:
-            found.append((number, os.readlink(f"/proc/self/fd/{number}")))
+            target = os.readlink(f"/proc/self/fd/{number}")
         except FileNotFoundError:
             # That of the listing itself.
             continue
+        # Neither pipes nor what belongs to the reactor.
+        if target.startswith("/"):
+            found.append((number, target))
     return sorted(found)
 
 

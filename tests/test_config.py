@@ -110,7 +110,8 @@ class ConfigurationCase(SynchronousTestCase):
 
     def problems(self, changes: dict[str, Any]) -> list[str]:
         """What is complained about."""
-        return self.assertRaises(ConfigurationError, check, self.table(changes)).problems
+        error = self.assertRaises(ConfigurationError, check, self.table(changes))
+        return list(error.problems)
 
     def assertProblem(self, key: str, value: Any, named: str = "") -> str:
         """Assert that there is one line of complaint, which names the key; return the rest."""
@@ -410,7 +411,8 @@ class SpellingTests(ConfigurationCase):
 
     def test_no_key_of_ours_in_the_file(self) -> None:
         """What is ours to say cannot be said by the file."""
-        for value in (5, ["x"], {}):
+        values: list[Any] = [5, ["x"], {}]
+        for value in values:
             self.assertEqual(self.with_key("ignored", value).ignored, ("etcd",))
 
 
@@ -438,7 +440,7 @@ class ProblemTests(ConfigurationCase):
 
     def test_wrong(self) -> None:
         """Each key with a wrong value is named, in one line."""
-        for key, values in {
+        wrong: dict[str, list[Any]] = {
             "storage-proxy": [5, "x", []],
             "storage-proxy.node-id": [5, "", " ", {}],
             "storage-proxy.secret": [5, "", " "],
@@ -468,7 +470,8 @@ class ProblemTests(ConfigurationCase):
             "logging.level": ["LOUD", 5, ""],
             "logging.drivers": ["console", ["smoke-signals"], 5],
             "logging.file": [5, "x"],
-        }.items():
+        }
+        for key, values in wrong.items():
             for value in values:
                 self.assertProblem(key, value)
 
@@ -478,7 +481,8 @@ class ProblemTests(ConfigurationCase):
 
     def test_volume_is_no_table(self) -> None:
         """That a table is wanted is said in words, not in Python's."""
-        for value in (5, "x", []):
+        values: list[Any] = [5, "x", []]
+        for value in values:
             self.assertProblem("volume", value)
             self.assertProblem("volume.local.options", value)
 

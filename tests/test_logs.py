@@ -22,6 +22,7 @@ from zope.interface.verify import verifyObject
 
 from storageproxy import config, logs
 from storageproxy.logs import JSONObserver, line, observer
+from storageproxy.schema import ByteSize, Duration, Text
 from tests.strategies import QUICK
 
 SECRET = "eyJhbGciOiJIUzI1NiJ9.the-token.the-signature"
@@ -52,13 +53,11 @@ def settings(level: str = "INFO", **logging: Any) -> config.Configuration:
     address = config.Address(("", 0))
     return config.Configuration(
         storage_proxy=config.ProxySettings(
-            node_id="n",
-            secret="s",
-            session_expire=60.0,  # type: ignore[arg-type]
+            node_id=Text("n"), secret=Text("s"), session_expire=Duration(60.0)
         ),
         api=config.ApiSettings(
             client=config.ListenerSettings(address),
-            manager=config.ManagerSettings(address, secret="s"),  # type: ignore[arg-type]
+            manager=config.ManagerSettings(address, secret=Text("s")),
         ),
         volume={},
         logging=config.LoggingSettings(level=level, **logging),
@@ -228,7 +227,7 @@ class ObserverTests(SynchronousTestCase):
     def test_file(self) -> None:
         """A file is made with its directory, and has the lines that the console has not."""
         directory = Path(self.mktemp()) / "a" / "b"
-        wanted = config.FileLogSettings(str(directory), "proxy.log")  # type: ignore[arg-type]
+        wanted = config.FileLogSettings(Text(str(directory)), Text("proxy.log"))
         self.assertEqual(self.lines(settings(drivers=["file"], file=wanted)), [])
         text = (directory / "proxy.log").read_text("ascii")
         self.assertEqual(len([json.loads(one) for one in text.splitlines()]), 4)
@@ -236,7 +235,7 @@ class ObserverTests(SynchronousTestCase):
     def test_both(self) -> None:
         """Console and file have the same."""
         directory = self.mktemp()
-        wanted = config.FileLogSettings(directory, "proxy.log")  # type: ignore[arg-type]
+        wanted = config.FileLogSettings(Text(directory), Text("proxy.log"))
         told = self.lines(settings(drivers=["console", "file"], file=wanted))
         text = (Path(directory) / "proxy.log").read_text("ascii")
         self.assertEqual([json.loads(one) for one in text.splitlines()], told)
@@ -250,10 +249,7 @@ class ObserverTests(SynchronousTestCase):
         """A file that is full is put aside, and not more of them are kept than are wanted."""
         directory = self.mktemp()
         wanted = config.FileLogSettings(
-            directory,  # type: ignore[arg-type]
-            "proxy.log",  # type: ignore[arg-type]
-            backup_count=2,
-            rotation_size=200,  # type: ignore[arg-type]
+            Text(directory), Text("proxy.log"), backup_count=2, rotation_size=ByteSize(200)
         )
         log = Logger(
             "tests.logs", observer=observer(settings(drivers=["file"], file=wanted), False)

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storageproxy import notify as module
 from storageproxy.notify import notify
 
 
@@ -56,7 +55,7 @@ class NotifyTests(SynchronousTestCase):
 
     def test_nobody_asked(self) -> None:
         """Without the variable, or with an empty one, nothing is done."""
-        self.patch(module.socket, "socket", self.fail)
+        self.patch(socket, "socket", self.fail)
         notify({}, "READY=1")
         notify({"NOTIFY_SOCKET": ""}, "READY=1")
 

@@ -74,7 +74,6 @@ class Outer:
     count: int = 0
     ratio: float = 0.0
     scope: QuotaScopeID | None = None
-    limit: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
 
 class FlagTests(SynchronousTestCase):
@@ -174,7 +173,7 @@ class ByteSizeTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """What is no size is refused, and so is a fraction of a byte and less than nothing."""
-        for value in (
+        wrong: list[Any] = [
             -1,
             "-1",
             "-1g",
@@ -196,7 +195,8 @@ class ByteSizeTests(SynchronousTestCase):
             {},
             "1.5",
             "1 000",
-        ):
+        ]
+        for value in wrong:
             self.assertRaises(ValueError, byte_size, value)
 
     @QUICK
@@ -239,7 +239,7 @@ class DurationTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """What is no time is refused; there is no unit for seconds, as in the original."""
-        for value in (
+        wrong: list[Any] = [
             "1s",
             "90s",
             "",
@@ -262,7 +262,8 @@ class DurationTests(SynchronousTestCase):
             {},
             "1h30m",
             "1min",
-        ):
+        ]
+        for value in wrong:
             self.assertRaises(ValueError, duration, value)
 
     @QUICK
@@ -284,7 +285,22 @@ class ScalarTests(SynchronousTestCase):
         """Whole numbers come as such or as text; flags and fractions are none."""
         for value, expected in {5: 5, "5": 5, " -5 ": -5, "+5": 5, 0: 0}.items():
             self.assertEqual(whole_number(value), expected)
-        for value in (True, False, None, 5.0, 1.5, "5.0", "", "x", "1_0", "0x5", "\u00b2", [], {}):
+        wrong: list[Any] = [
+            True,
+            False,
+            None,
+            5.0,
+            1.5,
+            "5.0",
+            "",
+            "x",
+            "1_0",
+            "0x5",
+            "\u00b2",
+            [],
+            {},
+        ]
+        for value in wrong:
             self.assertRaises(ValueError, whole_number, value)
 
     @QUICK
@@ -299,14 +315,16 @@ class ScalarTests(SynchronousTestCase):
 
     def test_not_numbers(self) -> None:
         """Text, flags, and what is not finite are no numbers."""
-        for value in ("1", True, None, math.nan, math.inf, [], {}):
+        wrong: list[Any] = ["1", True, None, math.nan, math.inf, [], {}]
+        for value in wrong:
             self.assertRaises(ValueError, number, value)
         self.assertEqual(number(5), 5.0)
 
     def test_text(self) -> None:
         """A text is taken as it is, if there is something in it."""
         self.assertEqual(solid_text(" x "), " x ")
-        for value in ("", "  ", "\n", None, 5, [], {}):
+        wrong: list[Any] = ["", "  ", "\n", None, 5, [], {}]
+        for value in wrong:
             self.assertRaises(ValueError, solid_text, value)
 
 
@@ -392,12 +410,6 @@ class ComplaintTests(SynchronousTestCase):
         )
         self.assertTrue(all(found.values()))
 
-    def test_validators(self) -> None:
-        """What a validator refuses is named too."""
-        self.assertEqual(
-            list(self.complaints({"name": "n", "inner": {"size": 1}, "limit": 0})), ["limit"]
-        )
-
     def test_nested(self) -> None:
         """A client is told in tables in tables, as by the original."""
         error = self.assertRaises(Complaint, structure, {"name": "n", "inner": {}}, Outer)
@@ -409,7 +421,8 @@ class ComplaintTests(SynchronousTestCase):
         for table in (None, 5, "x", [], [{"name": "n"}], True):
             self.assertIn("table", " ".join(self.complaints(table).values()))
         self.assertIn("table", self.complaints({"name": "n", "inner": "size"})["inner"])
-        for words in ("abc", {"a": "b"}, 5):
+        wrong: list[Any] = ["abc", {"a": "b"}, 5]
+        for words in wrong:
             found = self.complaints({"name": "n", "inner": {"size": 1, "words": words}})
             self.assertIn("list", found["inner.words"])
 

@@ -9,7 +9,10 @@ import base64
 import hashlib
 import hmac
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -17,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+import storageproxy
 from storageproxy.errors import InvalidParameters
 from storageproxy.tokens import DownloadToken, TokenKey, UploadToken
 from storageproxy.vfolder import VFolderID
@@ -236,13 +240,14 @@ class RefusalTests(SynchronousTestCase):
 
     def test_wrong_claims(self) -> None:
         """Each claim that is missing or wrong is named."""
-        for name, values in {
+        wrong: dict[str, list[Any]] = {
             "volume": [None, "", "  ", 5, []],
             "vfid": [None, "", "x", 5, "..", f"{FOLDER}/x"],
             "relpath": [None, "/etc/passwd", "a\0b", 5],
             "size": [None, -1, "x", 1.5, True, []],
             "session": [None, "", ".", "..", "../x", "a/b", "a\0", "x" * 65, "a b", "a\n", "é", 5],
-        }.items():
+        }
+        for name, values in wrong.items():
             without = {key: value for key, value in UPLOAD.items() if key != name}
             self.assertIn(name, self.assertRefused(signed(without), UploadToken))
             for value in values:
@@ -309,10 +314,20 @@ class SecretTests(SynchronousTestCase):
 
     def test_short(self) -> None:
         """A short secret, as old installations have, works and is not complained about."""
-        key = TokenKey("short", 60.0)
-        token = key.download(NOW, "local", FOLDER, "x")
-        key.verify(NOW, token, DownloadToken)
-        self.assertEqual([warning["message"] for warning in self.flushWarnings()], [])
+        program = (
+            "from storageproxy.tokens import *;"
+            " key = TokenKey('short', 60.0);"
+            f" token = key.download(5.0, 'local', VFolderID.parse('{FOLDER}'), 'x');"
+            " print(key.verify(5.0, token, DownloadToken).relpath)"
+        )
+        said = subprocess.run(
+            [sys.executable, "-W", "always", "-c", program],
+            cwd=Path(storageproxy.__file__).absolute().parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.assertEqual((said.stdout, said.stderr), ("x\n", ""))
 
     def test_utf8(self) -> None:
         """A secret of any letters is taken as UTF-8, as the original does."""

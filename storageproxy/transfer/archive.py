@@ -24,6 +24,9 @@ from storageproxy.threads import Progress
 from storageproxy.transfer.downloads import BLOCK, Body, Changed, Chunks
 from storageproxy.vfolder import UPLOADS
 
+#: Bytes of a path that system calls take, with the NUL at its end (limits.h).
+PATH_MAX = 4096
+
 #: Fixed lengths of the records of a zip file (APPNOTE.TXT sections 4.3.7 to 4.3.16).
 _LOCAL_HEADER = 30
 _CENTRAL_HEADER = 46
@@ -72,6 +75,9 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
                 status = os.fstat(directory.descriptor)
                 found.append(_member(prefix + below, below + "/", 0, status))
             for entry in entries:
+                if len(os.fsencode(prefix + entry.path)) >= PATH_MAX:
+                    # Nobody could unpack it either.
+                    continue
                 status = entry.status
                 if stat.S_ISLNK(status.st_mode):
                     try:

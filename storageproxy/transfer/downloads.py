@@ -215,9 +215,7 @@ async def send(request: StreamingRequest, threads: IThreads, body: Body) -> None
     except CancelledError:
         raise
     except (Changed, OSError, VolumeUnavailable) as error:
-        log.warn(
-            "A download was broken off: {error!r}", error=error, request_id=request.request_id
-        )
+        log.warn("A download was broken off: {error!r}", error=error, request_id=request.request_id)
         request.abort()
     except Exception:
         log.failure("A download was broken off", request_id=request.request_id)
