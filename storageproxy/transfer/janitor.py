@@ -22,7 +22,7 @@ from storageproxy.threads import Progress
 from storageproxy.transfer import staging
 from storageproxy.volumes import Volumes
 
-#: Seconds between two rounds.
+#: Seconds between two rounds; less where sessions live for less than four hours.
 INTERVAL = 3600.0
 
 _PREFIX = re.compile(r"[0-9a-f]{2}")
@@ -33,7 +33,7 @@ _SCOPE = re.compile(r"[0-9a-f]{32}")
 @define(eq=False)
 class Janitor(Service):
     """
-    Goes round all volumes, at the start and then every hour.
+    Goes round all volumes, at the start and then every hour or so.
 
     :param reactor: for the rounds.
     :param lifetime: seconds after which the token of a session has expired.
@@ -52,7 +52,7 @@ class Janitor(Service):
         super().startService()
         self._rounds = LoopingCall(self._round)
         self._rounds.clock = self.reactor
-        self._rounds.start(INTERVAL).addErrback(
+        self._rounds.start(max(1.0, min(INTERVAL, self.lifetime / 4))).addErrback(
             lambda failure: self._log.failure("The janitor has stopped", failure)
         )
 
@@ -76,7 +76,7 @@ class Janitor(Service):
             )
         except Exception as error:
             self._log.warn(
-                "Volume {name}: could not be swept: {error}. It is tried again in an hour.",
+                "Volume {name}: could not be swept: {error}. It is tried again.",
                 name=volume.name,
                 error=str(error),
             )
