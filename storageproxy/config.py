@@ -12,6 +12,7 @@ import os
 import pwd
 import secrets
 import threading
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from storageproxy.schema import (
     Complaint,
     Duration,
     Flag,
+    RelativePath,
     Text,
     converter,
     register,
@@ -139,7 +141,7 @@ class VolumeSettings:
 
     backend: Text
     path: Text
-    fsprefix: str = "."
+    fsprefix: RelativePath = RelativePath(".")
     options: Mapping[str, Any] = field(factory=dict)
 
 
@@ -286,10 +288,12 @@ def check(table: Mapping[str, Any]) -> Configuration:
     :raises ConfigurationError: with a line for each problem, naming its key.
     """
     try:
-        found = structure(table, Configuration)
+        # What was found to mean nothing is for us to say, not for the file.
+        keys = {key: value for key, value in table.items() if key != "ignored"}
+        found = structure(keys, Configuration)
     except Complaint as error:
         raise ConfigurationError(
-            f"{key.replace('_', '-') or 'the file'}: {why}" for key, why in error.fields.items()
+            f"{_toml_key(key)}: {why}" for key, why in error.fields.items()
         ) from None
     problems = [*_check_values(found), *_check_listeners(found), *_check_backends(found)]
     volumes, missing = _resolve_paths(found.volume)
@@ -297,6 +301,15 @@ def check(table: Mapping[str, Any]) -> Configuration:
     if problems:
         raise ConfigurationError(problems)
     return evolve(found, volume=volumes, ignored=tuple(sorted(_ignored(table))))
+
+
+def _toml_key(name: str) -> str:
+    """The name of a field as the file has it; those of volumes are their owner's."""
+    section, dot, rest = name.partition(".")
+    if section == "volume":
+        volume, dot_2, key = rest.partition(".")
+        return f"{section}{dot}{volume}{dot_2}{key.replace('_', '-')}"
+    return name.replace("_", "-") or "the file"
 
 
 def backends() -> dict[str, Any]:
@@ -319,6 +332,9 @@ def _check_values(found: Configuration) -> Iterable[str]:
             yield "logging.drivers: a list of console, file, logstash"
     if "file" in found.logging.drivers and found.logging.file is None:
         yield "logging.file: is required, as logging.drivers has file"
+    file = found.logging.file
+    if file is not None and not 1 <= file.backup_count <= 100:
+        yield "logging.file.backup-count: a whole number from 1 to 100"
     if not found.volume:
         yield "volume: at least one [volume.NAME] table"
 
@@ -367,8 +383,9 @@ def _resolve_paths(
     ]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + MOUNT_PATIENCE
     for thread in threads:
-        thread.join(MOUNT_PATIENCE)
+        thread.join(max(0.0, end - time.monotonic()))
     resolved, problems = {}, []
     for name, settings in volumes.items():
         answer = answers.get(name, os.path.abspath(settings.path))
@@ -384,10 +401,13 @@ def _ignored(table: Mapping[str, Any]) -> Iterable[str]:
     for section, keys in _IGNORED.items():
         here: Any = table
         for step in filter(None, section.split(".")):
-            here = here.get(step) or {}
-        for key in here:
+            here = here.get(step) or here.get(step.replace("-", "_")) or {}
+        for key in here if isinstance(here, Mapping) else ():
             if key.replace("_", "-") in keys:
                 yield f"{section}.{key}" if section else key
+
+
+_ADDRESS = 'expected "host:port", { host = …, port = … } or ["host", port]'
 
 
 def _address(value: object) -> tuple[str, int]:
@@ -395,13 +415,15 @@ def _address(value: object) -> tuple[str, int]:
     port: object
     match value:
         case str():
-            host, _, port = value.rpartition(":")
+            host, colon, port = value.rpartition(":")
+            if not colon:
+                raise ValueError(_ADDRESS)
         case {"host": host, "port": port}:
             pass
         case [host, port]:
             pass
         case _:
-            raise ValueError('expected "host:port", { host = …, port = … } or ["host", port]')
+            raise ValueError(_ADDRESS)
     number = whole_number(port)
     if not 0 <= number <= 65535:
         raise ValueError("a port is a number from 0 to 65535")
@@ -411,6 +433,8 @@ def _address(value: object) -> tuple[str, int]:
 def _account(value: object, kind: str) -> int:
     if value == "":
         return -2
+    if isinstance(value, str) and value.removeprefix("-").isdecimal():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if value < -1:
             raise ValueError(f"expected the name or number of a {kind}, or -1 for the current one")

@@ -15,7 +15,7 @@ from typing import Any, NewType, TypeVar, get_origin
 
 import attrs
 import cattrs
-from cattrs.cols import list_structure_factory
+from cattrs.cols import list_structure_factory, mapping_structure_factory
 from cattrs.errors import (
     AttributeValidationNote,
     BaseValidationError,
@@ -165,6 +165,22 @@ converter = cattrs.Converter()
 @converter.register_structure_hook_factory(attrs.has)
 def _tables_only(cls: type) -> Callable[[Any, Any], Any]:
     make: Callable[[Any, Any], Any] = converter.gen_structure_attrs_fromdict(cls)
+
+    def hook(value: Any, wanted: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("value is not a table of names and values")
+        return make(value, wanted)
+
+    return hook
+
+
+def _is_table(cls: Any) -> bool:
+    return get_origin(cls) in (dict, Mapping)
+
+
+@converter.register_structure_hook_factory(_is_table)
+def _mappings_only(cls: Any) -> Callable[[Any, Any], Any]:
+    make = mapping_structure_factory(cls, converter)
 
     def hook(value: Any, wanted: Any) -> Any:
         if not isinstance(value, Mapping):
