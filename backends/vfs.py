@@ -68,6 +68,8 @@ class VFSVolume:
         self.path = path
         self.fsprefix = fsprefix
         self.threads = threads
+        self._trash_is_full = False
+        self._emptying_trash = False
 
     def open_root(self) -> Directory:
         """See :meth:`storageproxy.interfaces.IVolume.open_root`."""
@@ -106,7 +108,17 @@ class VFSVolume:
 
     async def empty_trash(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
-        await self.threads.run_long(self._empty_trash)
+        self._trash_is_full = True
+        if self._emptying_trash:
+            # Whoever does it already goes round once more.
+            return
+        self._emptying_trash = True
+        try:
+            while self._trash_is_full:
+                self._trash_is_full = False
+                await self.threads.run_long(self._empty_trash)
+        finally:
+            self._emptying_trash = False
 
     async def clone_folder(self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.clone_folder`."""

@@ -321,6 +321,8 @@ def _check_values(found: Configuration) -> Iterable[str]:
     proxy = found.storage_proxy
     if proxy.num_proc < 1:
         yield "storage-proxy.num-proc: a whole number of 1 or more"
+    if not os.path.isdir(os.path.dirname(os.path.abspath(proxy.pid_file))):
+        yield f"storage-proxy.pid-file: a file in an existing directory, not {proxy.pid_file}"
     if proxy.scandir_limit < 0:
         yield "storage-proxy.scandir-limit: a whole number of 0 (no limit) or more"
     if found.api.manager.delete_status not in (202, 204, 410):

@@ -20,6 +20,7 @@ from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, T
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.ssl import CertificateOptions
 from twisted.logger import ILogObserver, Logger
+from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 
 import storageproxy
@@ -110,17 +111,20 @@ class StorageProxy(MultiService):
         """Open both ports, while the process may."""
         super().privilegedStartService()
         for (factory, listener), context in zip(self._sites, self._contexts, strict=True):
-            self._listening.append(endpoint(self._reactor, listener, context).listen(factory))
+            listening = endpoint(self._reactor, listener, context).listen(factory)
+            # An endpoint for an address answers at once, with a port or with a failure.
+            failed: list[Failure] = []
+            listening.addErrback(failed.append)
+            if failed:
+                raise SystemExit(f"service-addr: {failed[0].getErrorMessage()}")
+            self._listening.append(listening)
+        self._write_pid()
 
     def startService(self) -> None:
         """Become an ordinary user, and begin."""
-        for listening in self._listening:
-            # An endpoint on an address answers at once, with a port or with a failure.
-            listening.addErrback(self._cannot_listen)
         drop_privileges(
             os.geteuid(), self._settings.storage_proxy.user, self._settings.storage_proxy.group
         )
-        self._write_pid()
         super().startService()
         self._tell()
         notify(self._environ, "READY=1", f"STATUS={len(self.volumes.by_name)} volumes")
@@ -129,9 +133,7 @@ class StorageProxy(MultiService):
         notify(self._environ, "STOPPING=1")
         self.manager.draining = True
         for listening in self._listening:
-            port = await listening
-            if port is not None:
-                await _waited(port.stopListening())
+            await _waited((await listening).stopListening())
         # Uploads cannot end by themselves in a moment: what has come is kept, and a client comes
         # back for the rest.
         self.log.info("Waiting for {count} requests to end.", count=self._active())
@@ -158,12 +160,6 @@ class StorageProxy(MultiService):
     def _active(self) -> int:
         return sum(len(factory.active) for factory, _ in self._sites)
 
-    def _cannot_listen(self, failure: Any) -> None:
-        self.log.critical(
-            "A port cannot be opened: {error}. Is another daemon running?", error=failure.value
-        )
-        self._reactor.callLater(0, self._reactor.stop)
-
     def _tell(self) -> None:
         self.log.info("Storage Proxy {version} has started.", version=storageproxy.__version__)
         proxy = self._settings.storage_proxy
@@ -189,7 +185,10 @@ class StorageProxy(MultiService):
     def _remove_pid(self) -> None:
         path = self._settings.storage_proxy.pid_file
         if path != os.devnull:
-            Path(path).unlink(missing_ok=True)
+            try:
+                Path(path).unlink(missing_ok=True)
+            except OSError as error:
+                self.log.info("{path} stays: {error}", path=path, error=error.strerror)
 
 
 def site(app: Any, reactor: Any) -> StreamingSite:

@@ -33,9 +33,9 @@ names = st.one_of(
     st.text(min_size=1, max_size=12),
     st.binary(min_size=1, max_size=12).map(os.fsdecode),
 ).filter(
-    lambda name: name not in (".", "..", UPLOADS)
-    and not any(c in name for c in "/\0")
-    and _encodable(name)
+    lambda name: (
+        name not in (".", "..", UPLOADS) and not any(c in name for c in "/\0") and _encodable(name)
+    )
 )
 
 KINDS = ("file", "directory", "in", "out", "absolute", "broken", "loop", "fifo", "socket")

@@ -47,9 +47,7 @@ class BackgroundTests(SynchronousTestCase):
     def test_at_once(self) -> None:
         """Work that is done at once tells its result at once."""
         self.work.callback("done")
-        self.assertEqual(
-            self.successResultOf(self.background.run("Work", self.working())), "done"
-        )
+        self.assertEqual(self.successResultOf(self.background.run("Work", self.working())), "done")
         self.successResultOf(self.wait())
 
     def test_error(self) -> None:

@@ -253,9 +253,7 @@ class _Beneath:
         """Names may have line breaks, blanks, and bytes that are no UTF-8."""
         for raw in (b"a\nb", b" ", b"\xff\xfe", b"caf\xe9", "löwe".encode(), b"-rf", b"..."):
             name = os.fsdecode(raw)
-            with self.folder.open_file(
-                f"sub/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            ) as file:
+            with self.folder.open_file(f"sub/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
                 file.write([raw], 0)
             self.assertIn(raw, os.listdir(os.fsencode(self.at("sub"))))
             with self.folder.open_file(f"sub/{name}") as file:
@@ -359,9 +357,7 @@ class _Beneath:
         parent, name = self.folder.parent("sub/new")
         with parent:
             self.assertEqual(name, "new")
-            self.assertTrue(
-                os.path.samestat(os.fstat(parent.descriptor), os.stat(self.at("sub")))
-            )
+            self.assertTrue(os.path.samestat(os.fstat(parent.descriptor), os.stat(self.at("sub"))))
         parent, name = self.folder.parent("top")
         with parent:
             self.assertTrue(os.path.samestat(os.fstat(parent.descriptor), os.stat(self.path)))

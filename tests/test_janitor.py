@@ -61,9 +61,7 @@ class SweepTests(JanitorTestCase):
 
     def test_stale(self) -> None:
         """Stale sessions are removed from all folders, in both layouts; young ones stay."""
-        stale = [
-            self.upload(vfid, "a" * 32, 2 * LIFETIME) for vfid in (bare_id(1), scoped_id(1))
-        ]
+        stale = [self.upload(vfid, "a" * 32, 2 * LIFETIME) for vfid in (bare_id(1), scoped_id(1))]
         young = [self.upload(vfid, "b" * 32, 60) for vfid in (bare_id(2), scoped_id(1))]
         self.assertEqual(self.sweep(), 2)
         self.assertEqual([path for path in stale if os.path.exists(path)], [])

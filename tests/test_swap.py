@@ -289,9 +289,7 @@ class SwapTests(SynchronousTestCase):
     def run_with_swapper(self, count: int) -> None:
         before, open_before = self.snapshot(), descriptors()
         names = [name for door, spare, _ in self.pairs for name in (door, spare)]
-        swapper = subprocess.Popen(
-            [sys.executable, "-c", SWAPPER, *names], stdout=subprocess.PIPE
-        )
+        swapper = subprocess.Popen([sys.executable, "-c", SWAPPER, *names], stdout=subprocess.PIPE)
         assert swapper.stdout is not None
         try:
             if swapper.stdout.readline() != b"swapping\n":

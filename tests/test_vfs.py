@@ -16,7 +16,7 @@ from backends.vfs import TRASH, VFSBackend, VFSVolume
 from storageproxy import trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
-from storageproxy.errors import DiskFull
+from storageproxy.errors import DiskFull, StorageProxyError
 from storageproxy.interfaces import IBackend
 from storageproxy.testing import (
     SynchronousThreads,
@@ -138,9 +138,7 @@ class VFSVolumeTests(SynchronousTestCase):
         os.makedirs(outside)
         os.makedirs(os.path.join(self.path, *bare_id(1).layout[:-1]))
         os.symlink(os.path.abspath(outside), os.path.join(self.path, *bare_id(1).layout))
-        self.assertRaises(
-            Exception, result_of, self.volume.within(bare_id(1), lambda folder: None)
-        )
+        self.assertRaises(Exception, result_of, self.volume.within(bare_id(1), lambda folder: None))
 
     def test_descriptors(self) -> None:
         """No operation leaves a descriptor open, whether it succeeds or fails."""

@@ -292,7 +292,8 @@ class ClientAPI:
             request.setResponseCode(304)
             return
         size = status.st_size
-        ranges = select(headers, validators, size)
+        # A HEAD has no ranges (RFC 9110 section 14.2).
+        ranges = select(headers, validators, size) if request.method == b"GET" else None
         media_type = _MEDIA_TYPE
         if ranges is None:
             body = downloads.whole(file, size)

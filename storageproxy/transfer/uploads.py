@@ -6,9 +6,10 @@ An offset that was told is on stable storage, and never shrinks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -34,6 +35,8 @@ from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.sink import FileSink, Outcome
 from storageproxy.transfer.staging import Completed, Staged
 from storageproxy.vfolder import VFolderID
+
+T = TypeVar("T")
 
 #: Seconds between two looks at a session that another process holds.
 POLL = 0.1
@@ -194,7 +197,9 @@ class Uploads:
 
     async def _conclude(self, session: Session, file: File, offset: int) -> int:
         if offset >= session.size:
-            await self._in_folder(session, staging.finish, session.name, file, session.path)
+            threads = session.volume.threads
+            finish = partial(_in_folder, session, staging.finish, session.name, file, session.path)
+            await threads.submit(finish, threads.deadline * 4, None)
             self._log.info(
                 "Volume {volume}: a file of {size} bytes is uploaded to vfolder {vfid}.",
                 volume=session.volume.name,
@@ -237,8 +242,10 @@ class Uploads:
         end = self.reactor.seconds() + PATIENCE
         while True:
             try:
-                staged: Staged = await self._in_folder(
-                    session, staging.hold, session.name, discard=lambda staged: staged.file.close()
+                staged: Staged = await session.volume.threads.submit(
+                    partial(_in_folder, session, staging.hold, session.name),
+                    session.volume.threads.deadline,
+                    lambda staged: staged.file.close(),
                 )
                 return staged
             except Completed:
@@ -248,17 +255,12 @@ class Uploads:
                     raise UploadLocked() from None
                 await deferLater(self.reactor, POLL)
 
-    def _in_folder(
-        self, session: Session, operation: Any, *args: Any, discard: Any = None
-    ) -> Deferred[Any]:
-        volume = session.volume
 
-        def call() -> Any:
-            with volume.open_root() as root, volume.open_folder(session.vfid) as folder:
-                return operation(root, folder, *args)
-
-        threads = volume.threads
-        return threads.submit(call, threads.deadline * 4, discard)  # type: ignore[no-any-return]
+def _in_folder(session: Session, operation: Callable[..., T], *args: Any) -> T:
+    """Call something with the open volume and the open vfolder. Blocks."""
+    volume = session.volume
+    with volume.open_root() as root, volume.open_folder(session.vfid) as folder:
+        return operation(root, folder, *args)
 
 
 async def _close(threads: Any, file: File) -> None:
