@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,6 +23,7 @@ class Background:
 
     _log: Logger = field(factory=lambda: Logger("storageproxy.background"))
     _running: set[Deferred[None]] = field(factory=set)
+    _waiting: list[Deferred[None]] = field(factory=list)
 
     def run(self, what: str, work: Coroutine[Any, Any, T]) -> Deferred[T]:
         """
@@ -40,14 +41,22 @@ class Background:
         self._begin(what, work, None)
 
     async def wait(self) -> None:
-        """Return when all of it has ended."""
-        await gatherResults(list(self._running))
+        """Return when all of it has ended. Cancelling ends the waiting only."""
+        while self._running:
+            ended: Deferred[None] = Deferred()
+            self._waiting.append(ended)
+            await ended
 
     def _begin(self, what: str, work: Coroutine[Any, Any, T], answer: Deferred[T] | None) -> None:
         running: Deferred[Any] = Deferred.fromCoroutine(work)
 
         def done(result: T | Failure) -> None:
             self._running.discard(running)
+            if not self._running:
+                waiting, self._waiting = self._waiting, []
+                for ended in waiting:
+                    if not ended.called:
+                        ended.callback(None)
             if answer is not None and not answer.called:
                 answer.callback(result)
             elif isinstance(result, Failure):

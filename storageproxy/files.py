@@ -27,6 +27,8 @@ from storageproxy.errors import (
 )
 
 METADATA = "metadata.json"
+_YEAR_1 = datetime.min.replace(tzinfo=UTC).timestamp()
+_YEAR_9999 = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 MAX_METADATA = 10 * 1024 * 1024
 
 
@@ -77,7 +79,8 @@ def _kind(mode: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    # People can give a file any time; managers read four digits of a year.
+    return datetime.fromtimestamp(min(max(seconds, _YEAR_1), _YEAR_9999), UTC).isoformat()
 
 
 def _inside(target: str, host_path: str, path: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import jwt
-from attrs import define, field, frozen
+from attrs import define, frozen
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -53,6 +54,9 @@ from storageproxy.transfer.site import StreamingSite
 from storageproxy.transfer.uploads import Uploads
 from storageproxy.vfolder import VFolderID
 from storageproxy.volumes import Volumes
+
+# Twisted's cache of header names has both bytes and str in it, and python -bb minds.
+warnings.filterwarnings("ignore", category=BytesWarning, module=r".*http_headers")
 
 MANAGER_SECRET = "the-secret-of-the-manager"
 TOKEN_SECRET = "the-secret-of-the-tokens-0123456789abcdef"
@@ -585,9 +589,7 @@ class APICase(TestCase):
     def assert_problem(self, answer: Answer, status: int, suffix: str) -> dict[str, Any]:
         """An error is a problem document with all that managers of any era read."""
         self.assertEqual(answer.status, status, answer.body)
-        self.assertEqual(
-            answer.headers["content-type"], "application/problem+json; charset=utf-8"
-        )
+        self.assertEqual(answer.headers["content-type"], "application/problem+json; charset=utf-8")
         problem: dict[str, Any] = answer.json()
         self.assertEqual(problem["type"], f"https://api.backend.ai/probs/storage/{suffix}")
         self.assertEqual(problem["status"], status)
@@ -684,6 +686,7 @@ class OverTCP:
         if self._open:
             self._ended = Deferred()
             await self._ended
+        await self.proxy.background.wait()
         for threads in self.proxy.threads.values():
             threads.stop()
 
@@ -701,7 +704,7 @@ class OverTCP:
         response = await self._agent.request(
             method.encode(),
             f"{self.scheme}://127.0.0.1:{port}{path}".encode(),
-            Headers({name: [value] for name, value in (headers or {}).items()}),
+            Headers({name.encode(): [value] for name, value in (headers or {}).items()}),
             None if body is None else FileBodyProducer(BytesIO(body)),
         )
         content = await readBody(response)
@@ -782,5 +785,3 @@ def make_certificate(directory: Path, name: str = "127.0.0.1") -> tuple[Path, Pa
         )
     )
     return paths
-
-

@@ -436,9 +436,7 @@ class Origins(APICase):
         for path in ("/upload", "/download"):
             answer = await self.client("OPTIONS", path, headers)
             self.assertEqual(answer.status, 200)
-            self.assertEqual(
-                answer.headers["access-control-allow-headers"], "x-own, upload-offset"
-            )
+            self.assertEqual(answer.headers["access-control-allow-headers"], "x-own, upload-offset")
             self.assertIn("PATCH", answer.headers["access-control-allow-methods"])
 
     async def test_preflight_without_a_wish(self) -> None:

@@ -122,9 +122,7 @@ class VolumeRoutes(APICase):
     async def test_hardware_info(self) -> None:
         """A plain volume is healthy."""
         answer = await self.manager("GET", "/volume/hwinfo", {"volume": "local"})
-        self.assertEqual(
-            answer.json(), {"status": "healthy", "status_info": None, "metadata": {}}
-        )
+        self.assertEqual(answer.json(), {"status": "healthy", "status_info": None, "metadata": {}})
 
     async def test_unsupported(self) -> None:
         """What a backend cannot do is a 400 that says so."""
@@ -1101,5 +1099,3 @@ class ModuleTests(SynchronousTestCase):
 
 def _paths(rules: set[str]) -> set[str]:
     return {rule.partition(" ")[2] for rule in rules}
-
-

@@ -613,9 +613,7 @@ class SecretsInLogTests(MemoryCase):
         self.put("file", b"content")
         session = self.successResultOf(
             Deferred.fromCoroutine(
-                self.proxy.uploads.create(
-                    self.proxy.volumes.get("local"), self._vfid(), "new", 6
-                )
+                self.proxy.uploads.create(self.proxy.volumes.get("local"), self._vfid(), "new", 6)
             )
         )
         upload = self.proxy.sign(

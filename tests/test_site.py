@@ -136,7 +136,9 @@ class StreamingSiteTests(SynchronousTestCase):
         wire.request("GET", "/download?token=hidden")
         self.resource.requests[0].finish()
         for event in events:
-            self.assertNotIn("hidden", str(event.get("log_text", "")) + str(event.get("log_legacy")))
+            self.assertNotIn(
+                "hidden", str(event.get("log_text", "")) + str(event.get("log_legacy"))
+            )
 
 
 class Greeter(Protocol):

@@ -398,9 +398,9 @@ class RunTests(ThreadsTestCase):
 
     def test_stop_ends_threads(self) -> None:
         """No thread is left when all have come back."""
-        before = {thread.ident for thread in threading.enumerate()}
+        before = set(threading.enumerate())
         self.fill()
-        begun = [one for one in threading.enumerate() if one.ident not in before]
+        begun = [one for one in threading.enumerate() if one not in before]
         self.assertEqual(len(begun), self.size)
         self.threads.stop()
         for hanging in self.calls:
@@ -419,10 +419,10 @@ class RunTests(ThreadsTestCase):
 
     def test_daemons(self) -> None:
         """A thread that hangs does not keep the process from ending."""
-        before = {thread.ident for thread in threading.enumerate()}
+        before = set(threading.enumerate())
         self.fill()
         for thread in threading.enumerate():
-            if thread.ident not in before:
+            if thread not in before:
                 self.assertTrue(thread.daemon)
 
 

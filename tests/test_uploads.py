@@ -697,9 +697,7 @@ class UploadMachine(RuleBasedStateMachine):
             assert self._head(upload, sent) == sent
 
     @rule(upload=uploads, share=shares, pieces=pieces, steps=st.integers(0, 8))
-    def stolen_by_head(
-        self, upload: _Upload, share: float, pieces: list[int], steps: int
-    ) -> None:
+    def stolen_by_head(self, upload: _Upload, share: float, pieces: list[int], steps: int) -> None:
         body = self._next(upload, share)
         before = upload.told
         if upload.ended or before + len(body) == upload.size:

@@ -138,7 +138,8 @@ class VFSVolumeTests(SynchronousTestCase):
         os.makedirs(outside)
         os.makedirs(os.path.join(self.path, *bare_id(1).layout[:-1]))
         os.symlink(os.path.abspath(outside), os.path.join(self.path, *bare_id(1).layout))
-        self.assertRaises(Exception, result_of, self.volume.within(bare_id(1), lambda folder: None))
+        with self.assertRaises((OSError, StorageProxyError)):
+            result_of(self.volume.within(bare_id(1), lambda folder: None))
 
     def test_descriptors(self) -> None:
         """No operation leaves a descriptor open, whether it succeeds or fails."""

@@ -27,6 +27,9 @@ from storageproxy.vfolder import UPLOADS
 #: Bytes of a path that system calls take, with the NUL at its end (limits.h).
 PATH_MAX = 4096
 
+#: The first and the last time in a zip file, well inside of them in any time zone.
+_DOS_FIRST, _DOS_LAST = 315_619_200, 4_354_732_800
+
 #: Fixed lengths of the records of a zip file (APPNOTE.TXT sections 4.3.7 to 4.3.16).
 _LOCAL_HEADER = 30
 _CENTRAL_HEADER = 46
@@ -110,7 +113,7 @@ def length(contents: Iterable[Member]) -> int:
         if not member.name.endswith("/"):
             offset += _ZIP64_SIZES + member.size + _ZIP64_DESCRIPTOR
         count += 1
-    if count >= ZIP_FILECOUNT_LIMIT or offset > ZIP64_LIMIT or central > ZIP64_LIMIT:
+    if count > ZIP_FILECOUNT_LIMIT or offset > ZIP64_LIMIT or central > ZIP64_LIMIT:
         central += _ZIP64_END
     return offset + central + _END
 
@@ -174,7 +177,6 @@ def _write(folder: Directory, contents: list[Member]) -> Chunks:
 
 
 def _dos_time(mtime: float) -> tuple[int, int, int, int, int, int]:
-    year, month, day, hour, minute, second = time.localtime(mtime)[:6]
-    if year < 1980:
-        return 1980, 1, 1, 0, 0, 0
-    return min(year, 2107), month, day, hour, minute, min(second, 59)
+    # The years 1980 to 2107 are all that the format can say.
+    moment = time.localtime(min(max(mtime, _DOS_FIRST), _DOS_LAST))
+    return (*moment[:5], min(moment.tm_sec, 59))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -68,24 +68,30 @@ class Janitor(Service):
             Deferred.fromCoroutine(self._visit(volume))
 
     async def _visit(self, volume: IVolume) -> None:
+        await self._try(volume, "its trash cannot be emptied", volume.empty_trash())
+        await self._try(volume, "stale uploads cannot be removed", self._sweep(volume))
+
+    async def _sweep(self, volume: IVolume) -> None:
         before = self.clock() - self.lifetime
-        try:
-            await volume.empty_trash()
-            removed = await volume.threads.run_long(
-                lambda progress: sweep(volume.open_root, before, progress)
-            )
-        except Exception as error:
-            self._log.warn(
-                "Volume {name}: could not be swept: {error}. It is tried again.",
-                name=volume.name,
-                error=str(error),
-            )
-            return
+        removed = await volume.threads.run_long(
+            lambda progress: sweep(volume.open_root, before, progress)
+        )
         if removed:
             self._log.info(
                 "Volume {name}: {removed} stale files of uploads are removed.",
                 name=volume.name,
                 removed=removed,
+            )
+
+    async def _try(self, volume: IVolume, what: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._log.warn(
+                "Volume {name}: {what}: {error}. It is tried again in the next round.",
+                name=volume.name,
+                what=what,
+                error=str(error),
             )
 
 
@@ -100,8 +106,8 @@ def sweep(open_root: Callable[[], Directory], before: float, progress: Progress)
     with open_root() as root:
         staging.sweep_completed(root, before)
         for folder in vfolders(root):
-            progress.step()
             with folder:
+                progress.step()
                 removed += staging.sweep(folder, before)
     return removed
 

@@ -139,10 +139,15 @@ def _hold(uploads: Directory, session: str) -> Staged:
 def _fall_back(uploads: Directory, session: str, file: File) -> int | None:
     try:
         with uploads.open_file(session + _FALLBACK, links=False) as note:
-            offset = int(note.read(0, 32) or b"0")
-    except FileNotFoundError:
+            said = note.read(0, 32)
+    except (OSError, NotRegularFile):
+        # There is none, or the owner of the vfolder has put something in its place.
         return None
-    file.truncate(min(offset, file.status().st_size))
+    if not said.isdigit():
+        # It was never written, and so no byte that it is about.
+        forget_fallback(uploads, session)
+        return None
+    file.truncate(min(int(said), file.status().st_size))
     file.sync_data()
     forget_fallback(uploads, session)
     return file.status().st_size
