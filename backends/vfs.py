@@ -122,7 +122,13 @@ class VFSVolume:
 
     async def clone_folder(self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.clone_folder`."""
-        await self.threads.run_long(lambda progress: self._check_space(vfid, target, progress))
+        needed = await self.used_bytes(vfid)
+        capacity, used = await target.fs_usage()
+        if needed > capacity - used:
+            raise DiskFull(
+                f"volume {target.name}: the clone needs {needed} bytes,"
+                f" and {capacity - used} are free"
+            )
         made = await self._make_target(target, target_vfid)
         try:
             await self.threads.run_long(
@@ -223,15 +229,6 @@ class VFSVolume:
                         failed.append(error)
                 if failed:
                     raise failed[0]
-
-    def _check_space(self, vfid: VFolderID, target: IVolume, progress: Progress) -> None:
-        needed = self._count(vfid, progress)
-        status = os.statvfs(target.path)
-        free = status.f_frsize * status.f_bavail
-        if needed > free:
-            raise DiskFull(
-                f"volume {target.name}: the clone needs {needed} bytes, and {free} are free"
-            )
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:

@@ -12,6 +12,7 @@ import os
 import posixpath
 import stat
 from base64 import b64encode
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -152,12 +153,19 @@ def refuse_directory(parent: Directory, name: str, path: str) -> None:
         raise TargetConflict(f"{path} is an existing directory", paths=[path])
 
 
-def delete(folder: Directory, volume: str, paths: list[str], recursive: bool) -> None:
+def delete(
+    folder: Directory,
+    volume: str,
+    paths: Sequence[str],
+    recursive: bool,
+    step: Callable[[], None] = lambda: None,
+) -> None:
     """
     Delete what can be deleted, then complain about what could not.
 
     :param volume: the volume's name, for messages.
     :param recursive: whether directories are deleted with what is in them.
+    :param step: called often; what it raises ends the deletion.
     :raises StorageProxyError: the first failure, with all the paths that failed.
     """
     for path in paths:
@@ -172,7 +180,7 @@ def delete(folder: Directory, volume: str, paths: list[str], recursive: bool) ->
             with parent:
                 status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
                 if recursive and stat.S_ISDIR(status.st_mode):
-                    trees.remove(parent, name)
+                    trees.remove(parent, name, step)
                 else:
                     os.unlink(name, dir_fd=parent.descriptor)
         except StorageProxyError as error:

@@ -70,7 +70,10 @@ class Entry:
 
 
 def walk(
-    top: Directory, skip: str | None = None, forgive: frozenset[int] = VANISHED
+    top: Directory,
+    skip: str | None = None,
+    forgive: frozenset[int] = VANISHED,
+    step: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, Directory, list[Entry]]]:
     """
     Visit a directory and all below it, each before those in it.
@@ -79,10 +82,12 @@ def walk(
 
     :param skip: the name of an entry at the top to pass over.
     :param forgive: the errors with which a directory below the top is passed over.
+    :param step: called for each directory and entry; what it raises ends the walk.
     :return: for each, its path ("" for the top), itself (open until the next step), its entries.
     """
     pending = [""]
     while pending:
+        step()
         path = pending.pop()
         try:
             directory = descend_far(top, path or ".")
@@ -94,6 +99,7 @@ def walk(
             entries = []
             with os.scandir(directory.descriptor) as found:
                 for item in found:
+                    step()
                     if not path and item.name == skip:
                         continue
                     with suppress(FileNotFoundError):
@@ -142,12 +148,16 @@ def usage(
     :raises TooSlow: when that time is over.
     """
     end = None if limit is None else clock() + limit
-    files = used_bytes = 0
-    for _, _, entries in walk(top):
+
+    def step() -> None:
         if end is not None and clock() > end:
             raise TooSlow
         if progress is not None:
             progress.step()
+
+    files = used_bytes = 0
+    for _, _, entries in walk(top, step=step):
+        step()
         for entry in entries:
             if stat.S_ISREG(entry.status.st_mode) or stat.S_ISLNK(entry.status.st_mode):
                 files += 1
@@ -227,8 +237,7 @@ def copy(source: Directory, target: Directory, progress: Progress, skip: str | N
     :param skip: the name of an entry at the top that is not copied.
     """
     directories: list[Entry] = []
-    for path, opened, entries in walk(source, skip):
-        progress.step()
+    for path, opened, entries in walk(source, skip, step=progress.step):
         with descend_far(target, path or ".") as into:
             for entry in entries:
                 progress.step()

@@ -633,7 +633,7 @@ class OverTCP:
         root = Path(self.mktemp())  # type: ignore[attr-defined]
         root.mkdir(parents=True)
         self.proxy = Proxy(
-            root, real_reactor, lambda name: VolumeThreads(real_reactor, name, size=4)
+            root, real_reactor, lambda name: VolumeThreads(real_reactor, name, size=1)
         )
         self.begin()  # type: ignore[attr-defined]
         self._agent = Agent(
@@ -688,6 +688,9 @@ class OverTCP:
             await self._ended
         await self.proxy.background.wait()
         for threads in self.proxy.threads.values():
+            # There is one thread: what was asked before, and what followed from it, is done then.
+            for _ in range(3):
+                await threads.run(lambda: None)
             threads.stop()
 
     async def call(

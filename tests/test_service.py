@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from attrs import evolve
 from klein import Klein
-from twisted.application.service import IService, MultiService
+from twisted.application.service import IService, MultiService, Service
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
@@ -550,6 +550,8 @@ class TCPTests(TestCase):
             client=evolve(settings.api.client, service_addr=("127.0.0.1", ports[0])),
             manager=evolve(settings.api.manager, service_addr=("127.0.0.1", ports[1])),
         )
+        # Its rounds would go on in their threads.
+        self.patch(service, "Janitor", lambda *args: Service())
         daemon = StorageProxy(evolve(settings, api=api), real_reactor, environ={})
         daemon.privilegedStartService()
         daemon.startService()

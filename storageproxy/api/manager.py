@@ -48,6 +48,7 @@ from storageproxy.errors import (
 )
 from storageproxy.interfaces import IPerformanceMetric, IQuota, IVolume, capabilities
 from storageproxy.schema import ByteSize, FileName, Flag, RelativePath, RelativePaths, Text
+from storageproxy.threads import Progress
 from storageproxy.tokens import TokenKey
 from storageproxy.transfer import downloads
 from storageproxy.transfer.request import StreamingRequest
@@ -560,9 +561,18 @@ class ManagerAPI:
     @rpc(app, "POST", "/folder/file/delete", Delete)
     async def delete_files(self, params: Delete) -> Mapping[str, Any]:
         """Delete files."""
-        await self._within(
-            params, files.delete, params.volume, list(params.relpaths), params.recursive
-        )
+        volume = self._volumes.get(params.volume)
+
+        def delete(progress: Progress) -> None:
+            with volume.open_folder(params.vfid) as folder:
+                files.delete(
+                    folder, params.volume, params.relpaths, params.recursive, progress.step
+                )
+
+        if params.recursive:
+            await volume.threads.run_long(delete)
+        else:
+            await volume.threads.run(delete, Progress())
         return {"status": "ok"}
 
     def _within(self, params: OnFolder, operation: Any, *args: Any) -> Deferred[Any]:

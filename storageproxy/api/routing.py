@@ -91,11 +91,11 @@ def answer_error(request: StreamingRequest, error: StorageProxyError) -> bytes:
     """Set status and headers of a problem document (RFC 9457), and return it."""
     if error.status >= 500:
         log.error(
-            "{method} {route} is answered with {status}: {message}",
+            "{method} {route} is answered with {status}: {error}",
             method=request.method.decode("latin-1"),
             route=request.route,
             status=error.status,
-            message=error.message,
+            error=error.message,
             request_id=request.request_id,
         )
     for name, value in error.headers.items():

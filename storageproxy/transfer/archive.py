@@ -72,8 +72,7 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
     with folder.descend(path) as top:
         forgive = trees.VANISHED | {errno.EACCES}
         skip = UPLOADS if path == "." else None
-        for below, directory, entries in trees.walk(top, skip, forgive):
-            progress.step()
+        for below, directory, entries in trees.walk(top, skip, forgive, progress.step):
             if below and not entries:
                 status = os.fstat(directory.descriptor)
                 found.append(_member(prefix + below, below + "/", 0, status))
@@ -119,8 +118,8 @@ def length(contents: Iterable[Member]) -> int:
 
 
 def _member(path: str, name: str, size: int, status: os.stat_result) -> Member:
-    # Names in a zip file are UTF-8; what is not cannot be told.
-    told = os.fsencode(name).decode("utf-8", "replace")
+    # Names in a zip file are UTF-8; bytes that are not are spelled out.
+    told = os.fsencode(name).decode("utf-8", "backslashreplace")
     return Member(path, told, size, status.st_mode, status.st_mtime)
 
 

@@ -206,8 +206,11 @@ def finish(root: Directory, folder: Directory, session: str, file: File, path: s
         os.rmdir(UPLOADS, dir_fd=folder.descriptor)
 
 
-def discard(folder: Directory, session: str) -> None:
+def discard(root: Directory, folder: Directory, session: str) -> None:
     """End a session, and forget its bytes."""
+    with suppress(FileNotFoundError):
+        # An attempt to finish it may have failed at the last step.
+        os.unlink(f"{COMPLETED}/{session}", dir_fd=root.descriptor)
     with folder.descend(UPLOADS, links=False) as uploads:
         forget_fallback(uploads, session)
         os.unlink(session, dir_fd=uploads.descriptor)
@@ -232,7 +235,8 @@ def sweep(folder: Directory, before: float) -> int:
             return 0
         raise
     with uploads:
-        for name in os.listdir(uploads.descriptor):
+        # Sessions come before their notes, which go with them.
+        for name in sorted(os.listdir(uploads.descriptor)):
             removed += _sweep_one(uploads, name, before)
     with suppress(OSError):
         os.rmdir(UPLOADS, dir_fd=folder.descriptor)
@@ -245,13 +249,21 @@ def _sweep_one(uploads: Directory, name: str, before: float) -> int:
         if status.st_mtime >= before:
             return 0
         if name.endswith(_FALLBACK):
-            os.unlink(name, dir_fd=uploads.descriptor)
+            _unlink_alone(uploads, name)
         else:
             with _hold(uploads, name).file:
+                forget_fallback(uploads, name)
                 os.unlink(name, dir_fd=uploads.descriptor)
     except (OSError, NotRegularFile, Busy, ValueError):
         return 0
     return 1
+
+
+def _unlink_alone(uploads: Directory, note: str) -> None:
+    try:
+        os.stat(note.removesuffix(_FALLBACK), dir_fd=uploads.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        os.unlink(note, dir_fd=uploads.descriptor)
 
 
 def sweep_completed(root: Directory, before: float) -> None:

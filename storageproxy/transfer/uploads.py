@@ -212,7 +212,8 @@ class Uploads:
         async with self._hold(session) as (staged, _):
             if staged is None:
                 raise NoSuchUpload("the upload is complete, and its file stays")
-            await session.volume.within(session.vfid, staging.discard, session.name)
+            discard = partial(_in_folder, session, staging.discard, session.name)
+            await session.volume.threads.run(discard)
 
     async def _keep(self, session: Session, file: File, size: int) -> None:
         await session.volume.within(session.vfid, staging.settle_checksum, session.name, file, size)
