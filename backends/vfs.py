@@ -15,7 +15,6 @@ from uuid import uuid4
 
 from attrs import define
 from twisted.internet.defer import Deferred
-from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from storageproxy import trees
@@ -248,9 +247,9 @@ class VFSVolume:
             trees.copy(source, copy, progress, skip=UPLOADS)
 
 
-@implementer(IPlugin, IBackend)
+@implementer(IBackend)
 class VFSBackend:
-    """The plugin: ``backend = "vfs"``."""
+    """``backend = "vfs"``."""
 
     name = "vfs"
 

@@ -17,6 +17,9 @@ from storageproxy.errors import RangeNotSatisfiable
 #: More ranges than this in one request are answered with the whole file.
 MAX_RANGES = 16
 
+#: The years 1 and 9999, beyond which dates cannot be written, in seconds since the epoch.
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+
 _RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 
 
@@ -45,8 +48,11 @@ class Validators:
         """
         :param status: the ``fstat`` of the open file.
         """
+        seconds = -(-status.st_mtime_ns // 1_000_000_000)
+        # A file can have any time; a date has a year of four digits.
         return cls(
-            f'"{status.st_mtime_ns:x}-{status.st_size:x}"', -(-status.st_mtime_ns // 1_000_000_000)
+            f'"{status.st_mtime_ns:x}-{status.st_size:x}"',
+            min(max(seconds, FIRST_SECOND), LAST_SECOND),
         )
 
     @property

@@ -223,9 +223,10 @@ class InvalidSubpath(StorageProxyError):
     error_code = "vfolder_access_invalid-subpath"
     title = "Invalid vfolder subpath"
 
-
-#: Why a path that ends in ``.`` or ``..`` cannot be made, moved or deleted.
-NO_NAME = "the path has to name something inside of the vfolder"
+    @classmethod
+    def unnamed(cls, path: str) -> InvalidSubpath:
+        """The error for a path that ends in ``.`` or ``..``, where a name is needed."""
+        return cls("the path has to name something inside of the vfolder", subpath=path)
 
 
 class FileNotFound(StorageProxyError):
@@ -322,6 +323,15 @@ class UploadTooLarge(StorageProxyError):
     suffix = "upload-too-large"
     error_code = "upload_update_too-large"
     title = "The upload is too large"
+
+
+class ArchiveTooLarge(StorageProxyError):
+    """A directory has too many files for one archive."""
+
+    status = 413
+    suffix = "archive-too-large"
+    error_code = "download_read_too-large"
+    title = "The directory is too large for one archive"
 
 
 class UploadLocked(StorageProxyError):

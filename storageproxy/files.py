@@ -170,9 +170,7 @@ def delete(
     """
     for path in paths:
         if path.rpartition("/")[2] in (".", ".."):
-            raise InvalidSubpath(
-                "the path has to name something inside of the vfolder", subpath=path
-            )
+            raise InvalidSubpath.unnamed(path)
     failed: dict[str, StorageProxyError] = {}
     for path in paths:
         try:

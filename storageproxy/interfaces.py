@@ -29,6 +29,7 @@ class IThreads(Interface):
     """Where the blocking calls of one volume are made."""
 
     deadline = Attribute("Seconds that an ordinary call may take.")
+    slow_deadline = Attribute("Seconds that a call may take that moves or syncs bulk data.")
 
     def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """

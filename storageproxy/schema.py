@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from math import isfinite
-from typing import Any, NewType, TypeVar, get_origin
+from typing import Any, NewType, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.cols import list_structure_factory, mapping_structure_factory
+from cattrs.cols import mapping_structure_factory
 from cattrs.errors import (
     AttributeValidationNote,
     BaseValidationError,
@@ -41,6 +41,9 @@ Duration = NewType("Duration", float)
 Flag = NewType("Flag", bool)
 #: A text that is not blank.
 Text = NewType("Text", str)
+
+#: Items of the longest list.
+MAX_ITEMS = 50_000
 
 #: A size without a limit.
 ENDLESS = 2**63 - 1
@@ -197,12 +200,22 @@ def _is_list(cls: Any) -> bool:
 
 @converter.register_structure_hook_factory(_is_list)
 def _lists_only(cls: Any) -> Callable[[Any, Any], Any]:
-    make = list_structure_factory(cls, converter)
+    (element,) = get_args(cls)
+    make = converter.get_structure_hook(element)
 
-    def hook(value: Any, wanted: Any) -> Any:
+    def hook(value: Any, _: Any) -> list[Any]:
         if not isinstance(value, list):
             raise ValueError("value is not a list")
-        return make(value, wanted)
+        if len(value) > MAX_ITEMS:
+            raise ValueError(f"a list has {MAX_ITEMS} items at most")
+        items = []
+        for index, item in enumerate(value):
+            try:
+                items.append(make(item, element))
+            except (ValueError, BaseValidationError) as error:
+                # The first complaint will do: there could be as many as there are items.
+                raise Complaint(dict(_complaints(error, str(index)))) from None
+        return items
 
     return hook
 
@@ -231,9 +244,9 @@ register(Duration, duration)
 register(RelativePath, lambda value: relative_path(text(value)))
 register(
     RelativePaths,
-    lambda value: [
-        relative_path(text(item)) for item in (value if isinstance(value, list) else [value])
-    ],
+    lambda value: converter.structure(
+        value if isinstance(value, list) else [value], list[RelativePath]
+    ),
 )
 register(FileName, lambda value: file_name(text(value)))
 register(VFolderID, lambda value: VFolderID.parse(text(value)))
@@ -266,6 +279,7 @@ def _complaints(error: BaseException, where: str) -> list[tuple[str, str]]:
             if isinstance(note, AttributeValidationNote):
                 name = note.name
             elif isinstance(note, IterableValidationNote):
+                # The key of a table.
                 name = str(note.index)
         if isinstance(error, ClassValidationError) and isinstance(inner, KeyError) and not name:
             name = str(inner.args[0])

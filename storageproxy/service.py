@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, TCP6ServerEndpoint
@@ -21,12 +21,11 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.ssl import CertificateOptions
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource
 
 import storageproxy
-from storageproxy.api.client import ClientAPI
+from storageproxy.api.client import ClientAPI, allow_origin
 from storageproxy.api.manager import ManagerAPI
-from storageproxy.api.routing import UTF8Paths
+from storageproxy.api.routing import Front
 from storageproxy.background import Background
 from storageproxy.config import Configuration, ConfigurationError, ListenerSettings
 from storageproxy.notify import notify
@@ -93,13 +92,14 @@ class StorageProxy(MultiService):
             clock,
         )
         self._sites = [
-            (site(self.client.app, reactor), settings.api.client),
-            (site(self.manager.app, reactor), settings.api.manager),
+            (StreamingSite(Front(self.client.app, allow_origin), reactor), settings.api.client),
+            (StreamingSite(Front(self.manager.app), reactor), settings.api.manager),
         ]
         self._contexts = [
             tls_options(listener) if listener.ssl_enabled else None for _, listener in self._sites
         ]
-        Janitor(self.volumes, reactor, proxy.session_expire, clock).setServiceParent(self)
+        self._janitor = Janitor(self.volumes, reactor, proxy.session_expire, clock)
+        self._janitor.setServiceParent(self)
 
     def setServiceParent(self, parent: Any) -> None:
         """Join the application, whose log is ours too."""
@@ -132,13 +132,23 @@ class StorageProxy(MultiService):
     async def _stop(self) -> None:
         notify(self._environ, "STOPPING=1")
         self.manager.draining = True
+        self._janitor.stopService()
+        for factory, _ in self._sites:
+            factory.draining = True
         for listening in self._listening:
             await _waited((await listening).stopListening())
         # Uploads cannot end by themselves in a moment: what has come is kept, and a client comes
         # back for the rest.
         self.log.info("Waiting for {count} requests to end.", count=self._active())
-        uploads = _within(self._reactor, SETTLE, Deferred.fromCoroutine(self.uploads.stop()))
-        answers = gatherResults([factory.idle() for factory, _ in self._sites], consumeErrors=True)
+        settled = Deferred.fromCoroutine(self.uploads.stop())
+        uploads = Deferred.fromCoroutine(_within(self._reactor, SETTLE, settled))
+        answers = gatherResults(
+            [
+                *(factory.idle() for factory, _ in self._sites),
+                Deferred.fromCoroutine(self._background.wait()),
+            ],
+            consumeErrors=True,
+        )
         await _within(self._reactor, GRACE, answers)
         await uploads
         for factory, _ in self._sites:
@@ -191,12 +201,6 @@ class StorageProxy(MultiService):
                 self.log.info("{path} stays: {error}", path=path, error=error.strerror)
 
 
-def site(app: Any, reactor: Any) -> StreamingSite:
-    """The HTTP server of an API."""
-    resource: IResource = UTF8Paths(app)
-    return StreamingSite(resource, reactor)
-
-
 def endpoint(reactor: Any, listener: ListenerSettings, context: Any) -> Any:
     """
     Where an API listens.
@@ -233,13 +237,12 @@ def tls_options(listener: ListenerSettings) -> CertificateOptions:
         )
         options.getContext().check_privatekey()
         return options
-    except (OSError, IndexError, crypto.Error, ValueError) as error:
+    except (OSError, IndexError, crypto.Error, SSL.Error, ValueError) as error:
         raise ConfigurationError(
-            [f"ssl-cert, ssl-privkey: a PEM certificate and its key: {error!r}"]
-        ) from None
-    except Exception as error:
-        raise ConfigurationError(
-            [f"ssl-cert, ssl-privkey: the key does not belong to the certificate: {error!r}"]
+            [
+                f"ssl-cert, ssl-privkey: a PEM certificate and the key that belongs to it,"
+                f" which {listener.ssl_cert} and {listener.ssl_privkey} are not: {error!r}"
+            ]
         ) from None
 
 

@@ -94,7 +94,10 @@ def makeService(options: Options) -> IService:
         greeting = _GREETING.format(directory=Path(options["standalone"]).absolute())
     parent: Any = options.parent or {}
     # What twistd was told about its log counts more than the configuration.
-    own_log = not any(parent.get(name) for name in ("logfile", "logger", "syslog"))
+    # A daemon in the background has no standard output.
+    own_log = parent.get("nodaemon", True) and not any(
+        parent.get(name) for name in ("logfile", "logger", "syslog")
+    )
     debug = bool(options["debug"]) or settings.debug.enabled
     try:
         return StorageProxy(

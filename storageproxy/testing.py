@@ -53,6 +53,7 @@ class SynchronousThreads:
     """
 
     deadline = 15.0
+    slow_deadline = 60.0
 
     def __init__(self) -> None:
         self.stopped = False

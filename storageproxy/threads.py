@@ -99,6 +99,11 @@ class VolumeThreads:
     def __attrs_post_init__(self) -> None:
         self._long = DeferredSemaphore(self.long_calls)
 
+    @property
+    def slow_deadline(self) -> float:
+        """See :attr:`storageproxy.interfaces.IThreads.slow_deadline`."""
+        return self.deadline * 4
+
     def run(
         self,
         function: Callable[P, T],
@@ -178,7 +183,7 @@ class VolumeThreads:
 
     async def _turn(self) -> None:
         turn = self._long.acquire()
-        timer = self.reactor.callLater(self.deadline * 4, turn.cancel)
+        timer = self.reactor.callLater(self.slow_deadline, turn.cancel)
         try:
             await turn
         except CancelledError:
@@ -199,7 +204,16 @@ class VolumeThreads:
 
     def clean_up(self, function: Callable[[], object]) -> None:
         """See :meth:`storageproxy.interfaces.IThreads.clean_up`."""
-        self._enqueue(_Call(function, Deferred(), None))
+        call = _Call(function, Deferred(), None)
+        call.deferred.addErrback(self._not_cleaned)
+        self._enqueue(call)
+
+    def _not_cleaned(self, failure: Failure) -> None:
+        self._log.warn(
+            "Volume {name}: cleaning up failed: {error}",
+            name=self.name,
+            error=failure.getErrorMessage(),
+        )
 
     def stop(self) -> None:
         """See :meth:`storageproxy.interfaces.IThreads.stop`."""
@@ -253,13 +267,14 @@ class VolumeThreads:
             self.clean_up(lambda: discard(result))
 
     def _late(self, call: _Call, deadline: float) -> None:
+        self._mark_stuck(call)
         self._log.warn(
-            "Volume {name}: a call has not come back for {deadline} s. Its mount may be dead:"
+            "Volume {name}: a call has {what} for {deadline} s. Its mount may be dead:"
             " look at it and at the server behind it.",
             name=self.name,
+            what="not come back" if call.overdue else "waited in vain for a thread",
             deadline=deadline,
         )
-        self._mark_stuck(call)
         self._abandon(
             call, VolumeUnavailable(f"volume {self.name}: no answer for {deadline:g} seconds")
         )

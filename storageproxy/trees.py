@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 from uuid import uuid4
@@ -27,6 +27,9 @@ from storageproxy.threads import Progress
 COPY_STEP = 8 * 1024 * 1024
 
 T = TypeVar("T")
+
+#: Levels of a tree that is removed.
+MAX_ROUNDS = 100_000
 
 #: Characters of the longest path of a walk.
 LONGEST_PATH = 16384
@@ -74,16 +77,18 @@ def walk(
     skip: str | None = None,
     forgive: frozenset[int] = VANISHED,
     step: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[str, Directory, list[Entry]]]:
+) -> Iterator[tuple[str, Directory, Iterator[Entry]]]:
     """
     Visit a directory and all below it, each before those in it.
 
-    Only one directory is open at a time, whatever the depth.
+    Only one directory is open at a time, whatever the depth, and of its entries only one is in
+    memory, besides the names of directories.
 
     :param skip: the name of an entry at the top to pass over.
     :param forgive: the errors with which a directory below the top is passed over.
     :param step: called for each directory and entry; what it raises ends the walk.
-    :return: for each, its path ("" for the top), itself (open until the next step), its entries.
+    :return: for each, its path ("" for the top), itself (open until the next step), its entries
+        (each to be taken before the next step).
     """
     pending = [""]
     while pending:
@@ -95,22 +100,31 @@ def walk(
             if path and error.errno in forgive:
                 continue
             raise
-        with directory:
-            entries = []
-            with os.scandir(directory.descriptor) as found:
-                for item in found:
-                    step()
-                    if not path and item.name == skip:
-                        continue
-                    with suppress(FileNotFoundError):
-                        entries.append(
-                            Entry(
-                                f"{path}/{item.name}" if path else item.name,
-                                item.stat(follow_symlinks=False),
-                            )
-                        )
-            pending += [entry.path for entry in entries if stat.S_ISDIR(entry.status.st_mode)]
-            yield path, directory, entries
+        with directory, os.scandir(directory.descriptor) as found:
+            wanted = found if path or skip is None else _without(found, skip)
+            yield path, directory, _entries(path, wanted, pending, step)
+
+
+def _without(found: Iterable[os.DirEntry[str]], name: str) -> Iterator[os.DirEntry[str]]:
+    return (item for item in found if item.name != name)
+
+
+def _entries(
+    path: str,
+    found: Iterable[os.DirEntry[str]],
+    pending: list[str],
+    step: Callable[[], None],
+) -> Iterator[Entry]:
+    for item in found:
+        step()
+        inner = f"{path}/{item.name}" if path else item.name
+        try:
+            status = item.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            pending.append(inner)
+        yield Entry(inner, status)
 
 
 def descend_far(top: Directory, path: str) -> Directory:
@@ -172,60 +186,99 @@ def remove(parent: Directory, name: str, step: Callable[[], None] = lambda: None
     Directories inside are first moved up to the top, so that neither depth nor the length of a
     path is ever a limit, and only two directories are open.
 
-    :param step: called for each directory.
+    :param step: called for each entry; what it raises ends the removal.
     """
-    with parent.descend(name, links=False) as top:
-        while True:
-            step()
-            inner = _unlink_files(top)
+    with _enter(parent, name) as top:
+        # Somebody may go on filling it.
+        for _ in range(MAX_ROUNDS):
+            inner = _unlink_files(top, step)
             if not inner:
                 break
             for below in inner:
-                step()
-                _flatten(top, below)
+                _flatten(top, below, step)
     os.rmdir(name, dir_fd=parent.descriptor)
 
 
-def _flatten(top: Directory, name: str) -> None:
+def _enter(parent: Directory, name: str) -> Directory:
+    """Open a directory that is to be removed."""
     try:
-        directory = top.descend(name, links=False)
+        return parent.descend(name, links=False)
+    except PermissionError:
+        _make_writable(parent, name)
+        return parent.descend(name, links=False)
+
+
+def _make_writable(parent: Directory, name: str) -> None:
+    # People close and write-protect directories of theirs, which does not stop their removal.
+    descriptor = parent.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, links=False)
+    try:
+        os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
+    finally:
+        os.close(descriptor)
+
+
+def _flatten(top: Directory, name: str, step: Callable[[], None]) -> None:
+    try:
+        directory = _enter(top, name)
     except OSError as error:
         if error.errno in VANISHED:
             return
         raise
     with directory:
-        for below in _unlink_files(directory):
+        for below in _unlink_files(directory, step):
             with suppress(FileNotFoundError):
-                os.rename(
-                    below,
-                    f"{below[:32]}-{uuid4().hex}",
-                    src_dir_fd=directory.descriptor,
-                    dst_dir_fd=top.descriptor,
-                )
+                _move_up(directory, below, top)
     with suppress(FileNotFoundError):
         try:
             os.rmdir(name, dir_fd=top.descriptor)
         except OSError as error:
-            # Somebody has put something into it; the next round sees it.
-            if error.errno != errno.ENOTEMPTY:
+            # Somebody has put something into it, or in its place; the next round sees it.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
 
 
-def _unlink_files(directory: Directory) -> list[str]:
+def _move_up(directory: Directory, name: str, top: Directory) -> None:
+    def move() -> None:
+        os.rename(
+            name,
+            f"{name[:32]}-{uuid4().hex}",
+            src_dir_fd=directory.descriptor,
+            dst_dir_fd=top.descriptor,
+        )
+
+    try:
+        move()
+    except PermissionError:
+        os.fchmod(directory.descriptor, 0o700)
+        _make_writable(directory, name)
+        move()
+
+
+def _unlink_files(directory: Directory, step: Callable[[], None]) -> list[str]:
     """Remove what is no directory, and return the names of the rest."""
+    step()
     rest = []
     with os.scandir(directory.descriptor) as found:
         for item in found:
+            step()
             if item.is_dir(follow_symlinks=False):
                 rest.append(item.name)
                 continue
             try:
-                os.unlink(item.name, dir_fd=directory.descriptor)
+                _unlink(directory, item.name)
             except FileNotFoundError:
                 pass
             except IsADirectoryError:
                 rest.append(item.name)
     return rest
+
+
+def _unlink(directory: Directory, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=directory.descriptor)
+    except PermissionError:
+        os.fchmod(directory.descriptor, 0o700)
+        os.unlink(name, dir_fd=directory.descriptor)
 
 
 def copy(source: Directory, target: Directory, progress: Progress, skip: str | None = None) -> None:

@@ -86,19 +86,11 @@ class Patch:
     A request to append.
 
     :param offset: where the client believes the upload to be, in bytes.
-    :param upload_checksum: the header of that name, if there is one.
+    :param checksum: what the client says of the bytes to come, if it does.
     """
 
     offset: int
-    upload_checksum: str | None
-
-    def checksum(self) -> Checksum | None:
-        """
-        What the client says of the bytes to come.
-
-        :raises InvalidParameters: 400, it cannot be read, or the algorithm is not known.
-        """
-        return None if self.upload_checksum is None else _checksum(self.upload_checksum)
+    checksum: Checksum | None
 
 
 def check_version(headers: Mapping[str, str]) -> None:
@@ -120,7 +112,7 @@ def parse_patch(headers: Mapping[str, str]) -> Patch:
     :param headers: of the request, by their names in lower case.
     :raises UnsupportedTusVersion: 412
     :raises UnsupportedMediaType: 415
-    :raises InvalidParameters: 400, the offset cannot be read.
+    :raises InvalidParameters: 400, the offset or the checksum cannot be read.
     """
     check_version(headers)
     media_type = headers.get("content-type", CONTENT_TYPE).partition(";")[0].strip().lower()
@@ -129,7 +121,7 @@ def parse_patch(headers: Mapping[str, str]) -> Patch:
     offset = _decimal(headers, "Upload-Offset")
     if offset is None:
         raise InvalidParameters.of({"Upload-Offset": "is required"})
-    return Patch(offset, headers.get("upload-checksum"))
+    return Patch(offset, _checksum(headers.get("upload-checksum")))
 
 
 def parse_creation(headers: Mapping[str, str], size: int) -> None:
@@ -176,7 +168,9 @@ def _decimal(headers: Mapping[str, str], name: str) -> int | None:
     return int(value)
 
 
-def _checksum(value: str) -> Checksum:
+def _checksum(value: str | None) -> Checksum | None:
+    if value is None:
+        return None
     algorithm, _, encoded = value.strip().partition(" ")
     if algorithm not in CHECKSUMS:
         raise InvalidParameters.of(

@@ -41,13 +41,14 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from backends.vfs import VFSVolume
-from storageproxy.api.client import ClientAPI
+from storageproxy.api.client import ClientAPI, allow_origin
 from storageproxy.api.manager import ManagerAPI
+from storageproxy.api.routing import Front
 from storageproxy.background import Background
 from storageproxy.config import ListenerSettings
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.interfaces import IThreads
-from storageproxy.service import endpoint, site, tls_options
+from storageproxy.service import endpoint, tls_options
 from storageproxy.threads import Progress, VolumeThreads
 from storageproxy.tokens import TokenKey
 from storageproxy.transfer.site import StreamingSite
@@ -90,6 +91,7 @@ class HeldThreads:
     """
 
     deadline = 15.0
+    slow_deadline = 60.0
 
     def __init__(self, clock: Clock, held: bool = False) -> None:
         self.clock = clock
@@ -412,8 +414,8 @@ class Proxy:
             self.background,
             self.clock,
         )
-        self.client_site = site(self.client.app, self.reactor)
-        self.manager_site = site(self.manager.app, self.reactor)
+        self.client_site = StreamingSite(Front(self.client.app, allow_origin), self.reactor)
+        self.manager_site = StreamingSite(Front(self.manager.app), self.reactor)
 
     def clock(self) -> float:
         return self.now

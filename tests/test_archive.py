@@ -62,6 +62,11 @@ def _encodable(name: str) -> bool:
         return False
 
 
+def reopen(folder: Directory) -> Callable[[], Directory]:
+    """What opens the same folder again."""
+    return lambda: Directory(os.dup(folder.descriptor))
+
+
 class Sink:
     """
     Takes an archive of any size, and keeps nothing but how long it is.
@@ -138,7 +143,7 @@ class ArchiveTestCase(SynchronousTestCase):
 
     def zip(self, path: str = ".") -> ZipFile:
         """Make an archive, check its length, and open it."""
-        body = archive.archive(self.folder, self.members(path))
+        body = archive.archive(reopen(self.folder), self.members(path))
         with warnings.catch_warnings():
             # Names that are told apart by bytes that are no UTF-8 look the same.
             warnings.simplefilter("ignore")
@@ -243,7 +248,7 @@ class WriteTests(ArchiveTestCase):
     def test_chunks(self) -> None:
         """The archive comes in pieces of a bounded size, however large a file is."""
         self.write("large", b"l" * (BLOCK * 8))
-        body = archive.archive(self.folder, self.members())
+        body = archive.archive(reopen(self.folder), self.members())
         sizes = [len(chunk) for chunk in body.chunks()]
         self.assertGreater(len(sizes), 4)
         self.assertLess(max(sizes), BLOCK * 3)
@@ -271,7 +276,7 @@ class WriteTests(ArchiveTestCase):
             self.write("file")
             [one] = self.members()
             odd = Member(one.path, one.name, one.size, one.mode, mtime)
-            body = archive.archive(self.folder, [odd])
+            body = archive.archive(reopen(self.folder), [odd])
             data = b"".join(body.chunks())
             self.assertEqual(len(data), body.length)
             self.assertIsNone(ZipFile(BytesIO(data)).testzip())
@@ -289,14 +294,14 @@ class WriteTests(ArchiveTestCase):
     def test_shrinks(self) -> None:
         """A file that becomes shorter breaks the archive off; nothing is made up."""
         self.write("file", b"f" * (2 * BLOCK))
-        body = archive.archive(self.folder, self.members())
+        body = archive.archive(reopen(self.folder), self.members())
         os.truncate(self.at("file"), BLOCK)
         self.assertRaises(Changed, lambda: list(body.chunks()))
 
     def test_shrinks_meanwhile(self) -> None:
         """A file that becomes shorter while it is sent breaks the archive off."""
         self.write("file", b"f" * (4 * BLOCK))
-        chunks = archive.archive(self.folder, self.members()).chunks()
+        chunks = archive.archive(reopen(self.folder), self.members()).chunks()
         next(chunks)
         os.truncate(self.at("file"), 10)
         self.assertRaises(Changed, lambda: list(chunks))
@@ -304,7 +309,7 @@ class WriteTests(ArchiveTestCase):
     def test_grows(self) -> None:
         """Of a file that grows, what it had is sent, and the length is as told."""
         self.write("file", b"f" * 1000)
-        body = archive.archive(self.folder, self.members())
+        body = archive.archive(reopen(self.folder), self.members())
         self.write("file", b"f" * 2000)
         data = b"".join(body.chunks())
         self.assertEqual(len(data), body.length)
@@ -324,7 +329,7 @@ class WriteTests(ArchiveTestCase):
         ]
         for change in changes:
             self.write("file", b"six by")
-            body = archive.archive(self.folder, self.members())
+            body = archive.archive(reopen(self.folder), self.members())
             os.unlink(self.at("file"))
             change()
             sent: list[bytes] = []
@@ -339,7 +344,7 @@ class WriteTests(ArchiveTestCase):
     def test_swapped_directory(self) -> None:
         """A directory that becomes a link out while it is sent is not followed."""
         self.write("a/secret", b"six by")
-        body = archive.archive(self.folder, self.members())
+        body = archive.archive(reopen(self.folder), self.members())
         os.rename(self.at("a"), self.at("b"))
         os.symlink(self.outside, self.at("a"))
         self.assertRaises(InvalidSubpath, lambda: list(body.chunks()))
@@ -348,7 +353,7 @@ class WriteTests(ArchiveTestCase):
         """Once begun, the archive does not need the folder that it was begun with."""
         self.write("file", b"f" * (4 * BLOCK))
         folder = Directory.open_root(self.path)
-        body = archive.archive(folder, self.members())
+        body = archive.archive(reopen(folder), self.members())
         chunks = body.chunks()
         data = next(chunks)
         folder.close()
@@ -357,7 +362,7 @@ class WriteTests(ArchiveTestCase):
     def test_left_early(self) -> None:
         """When the client goes away half-way, nothing stays open."""
         self.write("file", b"f" * (4 * BLOCK))
-        chunks = archive.archive(self.folder, self.members()).chunks()
+        chunks = archive.archive(reopen(self.folder), self.members()).chunks()
         next(chunks)
         chunks.close()
 

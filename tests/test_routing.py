@@ -14,7 +14,7 @@ from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from storageproxy.api.routing import UTF8Paths, answer_json, read_json, translate
+from storageproxy.api.routing import Front, answer_json, read_json, translate
 from storageproxy.errors import BackendFailure, FileNotFound, VolumeUnavailable
 from storageproxy.transfer.site import StreamingSite
 from storageproxy.transfer.uploads import Interrupted
@@ -42,7 +42,7 @@ class RoutingCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.api = API()
-        self.site = StreamingSite(UTF8Paths(self.api.app), self.clock)
+        self.site = StreamingSite(Front(self.api.app), self.clock)
         self.wire = Wire(self.site, self.clock)
         self.events = Events(self)
 

@@ -14,7 +14,6 @@ from unittest.mock import NonCallableMock
 from uuid import uuid4
 
 from attrs import evolve
-from klein import Klein
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
@@ -30,7 +29,6 @@ import storageproxy
 from storageproxy import config, service
 from storageproxy.config import Configuration, ConfigurationError, ListenerSettings
 from storageproxy.service import GRACE, SETTLE, StorageProxy, drop_privileges, tls_options
-from storageproxy.transfer.request import StreamingRequest
 from storageproxy.vfolder import VFolderID
 from tests.harness import (
     MANAGER_SECRET,
@@ -562,10 +560,3 @@ class TCPTests(TestCase):
             await readBody(answer)
         await daemon.stopService()
         self.assertFalse(daemon.running)
-
-
-class RequestsTests(SynchronousTestCase):
-    def test_requests_stream(self) -> None:
-        """Both sites serve requests that are handled while their bodies come."""
-        made = service.site(Klein(), MemoryReactorClock())
-        self.assertIs(made.requestFactory, StreamingRequest)

@@ -45,6 +45,9 @@ class MemoryFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return len(data)
 
+    def write_back(self, start: int, end: int, *, wait: bool) -> None:
+        """There is no disk behind it."""
+
 
 class FileSinkTests(SynchronousTestCase):
     def setUp(self) -> None:

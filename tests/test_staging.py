@@ -52,6 +52,16 @@ class StagingTestCase(SynchronousTestCase):
             self.write(content, UPLOADS, session)
         return session
 
+    def remember(self, session: str, offset: int) -> None:
+        """Note where to go back to."""
+        with self.folder.open_file(f"{UPLOADS}/{session}", os.O_RDWR, links=False) as file:
+            staging.remember_fallback(self.folder, session, file, offset)
+
+    def discard(self, session: str) -> None:
+        """End a session."""
+        with self.folder.open_file(f"{UPLOADS}/{session}", os.O_RDWR, links=False) as file:
+            staging.discard(self.root, self.folder, session, file)
+
     def hold(self, session: str) -> staging.Staged:
         return staging.hold(self.root, self.folder, session)
 
@@ -123,15 +133,15 @@ class HoldTests(StagingTestCase):
     def test_discarded(self) -> None:
         """A session that was ended is not found, and nothing of it is left."""
         session = self.session(b"123")
-        staging.remember_fallback(self.folder, session, 1)
-        staging.discard(self.root, self.folder, session)
+        self.remember(session, 1)
+        self.discard(session)
         self.assertRaises(NoSuchUpload, self.hold, session)
         self.assertEqual(os.listdir(self.path), [])
 
     def test_discard_one(self) -> None:
         """Other sessions stay when one is ended."""
         session, other = self.session(b"123"), self.session(b"1234")
-        staging.discard(self.root, self.folder, session)
+        self.discard(session)
         self.assertEqual(self.offset(other), 4)
 
     def test_ended_before_the_lock(self) -> None:
@@ -176,8 +186,8 @@ class HoldTests(StagingTestCase):
         os.symlink(self.outside, self.at(UPLOADS))
         self.assertRaises(REFUSED, self.hold, "a" * 32)
         self.assertRaises(REFUSED, staging.create, self.folder)
-        self.assertRaises(REFUSED, staging.remember_fallback, self.folder, "a" * 32, 0)
-        self.assertRaises(REFUSED, staging.discard, self.root, self.folder, "a" * 32)
+        self.assertRaises(REFUSED, self.remember, "a" * 32, 0)
+        self.assertRaises(REFUSED, self.discard, "a" * 32)
         self.assertEqual(os.listdir(self.outside), ["a" * 32])
 
     def test_planted_directory(self) -> None:
@@ -194,7 +204,7 @@ class FallbackTests(StagingTestCase):
     def test_fall_back(self) -> None:
         """Bytes that were never verified are gone when the next one takes hold of the session."""
         session = self.session(b"verified")
-        staging.remember_fallback(self.folder, session, 8)
+        self.remember(session, 8)
         self.write(b"verified, and not", UPLOADS, session)
         self.assertEqual(self.offset(session), 8)
         self.assertEqual(self.read(UPLOADS, session), b"verified")
@@ -202,7 +212,7 @@ class FallbackTests(StagingTestCase):
     def test_fall_back_once(self) -> None:
         """A session that has fallen back keeps what comes later."""
         session = self.session(b"verified")
-        staging.remember_fallback(self.folder, session, 8)
+        self.remember(session, 8)
         self.offset(session)
         self.write(b"verified and more", UPLOADS, session)
         self.assertEqual(self.offset(session), 17)
@@ -211,7 +221,7 @@ class FallbackTests(StagingTestCase):
     def test_not_longer(self) -> None:
         """A session never gets bytes by falling back."""
         session = self.session(b"12")
-        staging.remember_fallback(self.folder, session, 8)
+        self.remember(session, 8)
         self.assertEqual(self.offset(session), 2)
         self.assertEqual(self.read(UPLOADS, session), b"12")
 
@@ -234,7 +244,7 @@ class FallbackTests(StagingTestCase):
                 self.offset(session)
             except StorageProxyError:
                 pass
-            staging.discard(self.root, self.folder, session)
+            self.discard(session)
 
     def test_planted_link(self) -> None:
         """A link in the place of the note is not written through."""
@@ -243,7 +253,7 @@ class FallbackTests(StagingTestCase):
         with open(note, "wb") as file:
             file.write(b"3")
         os.symlink(note, self.at(UPLOADS, session + ".offset"))
-        self.assertRaises(REFUSED, staging.remember_fallback, self.folder, session, 4)
+        self.assertRaises(REFUSED, self.remember, session, 4)
         with open(note, "rb") as file:
             self.assertEqual(file.read(), b"3")
 
@@ -252,7 +262,7 @@ class FallbackTests(StagingTestCase):
         for size in (4, 9):
             session = self.session(b"okay")
             held = self.hold(session)
-            staging.remember_fallback(self.folder, session, 4)
+            self.remember(session, 4)
             held.file.write([b"chunk"], 4)
             staging.settle_checksum(self.folder, session, held.file, size)
             held.file.close()

@@ -84,6 +84,11 @@ class TreesTestCase(SynchronousTestCase):
         os.symlink(self.outside, self.at(name))
 
 
+def visited_all(top: Directory) -> list[tuple[str, Directory, list[trees.Entry]]]:
+    """A walk to its end."""
+    return [(path, opened, list(entries)) for path, opened, entries in trees.walk(top)]
+
+
 class WalkTests(TreesTestCase):
     def paths(self, walk: Iterator[Any]) -> list[str]:
         return [entry.path for _, _, entries in walk for entry in entries]
@@ -93,7 +98,7 @@ class WalkTests(TreesTestCase):
         for name in ("a/b/c/file", "a/file", "file"):
             self.write(self.at("top", name))
         with self.parent.descend("top") as top:
-            visited = [path for path, _, _ in trees.walk(top)]
+            visited = [path for path, _, _ in visited_all(top)]
             self.assertEqual(visited, ["", "a", "a/b", "a/b/c"])
             self.assertEqual(
                 sorted(self.paths(trees.walk(top))),
@@ -111,7 +116,7 @@ class WalkTests(TreesTestCase):
         """Links are told as links, and are not followed."""
         os.symlink(self.outside, self.at("top", "link"))
         with self.parent.descend("top") as top:
-            [(_, _, [entry])] = list(trees.walk(top))
+            [(_, _, [entry])] = visited_all(top)
             self.assertTrue(stat.S_ISLNK(entry.status.st_mode))
 
     def test_odd_names(self) -> None:
@@ -120,7 +125,7 @@ class WalkTests(TreesTestCase):
             self.write(self.at("top", os.fsdecode(raw), "file"))
         with self.parent.descend("top") as top:
             self.assertEqual(
-                sorted(path for path, _, _ in trees.walk(top)),
+                sorted(path for path, _, _ in visited_all(top)),
                 sorted(["", os.fsdecode(b"\xff"), "a\nb", " "]),
             )
 

@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.plugin import IPlugin
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -169,7 +168,6 @@ class VFSBackendTests(SynchronousTestCase):
     def test_interface(self) -> None:
         """The backend is a Twisted plugin that the daemon can use."""
         verifyObject(IBackend, VFSBackend())
-        verifyObject(IPlugin, VFSBackend())
 
     def test_good_options(self) -> None:
         """Options that are allowed are not complained about."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 import posixpath
 import stat
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -21,7 +20,7 @@ import storageproxy
 from storageproxy import tus
 from storageproxy.api.routing import answer_json, parameters, translate
 from storageproxy.beneath import Directory, File
-from storageproxy.conditional import Validators, Verdict, evaluate, select
+from storageproxy.conditional import LAST_SECOND, Validators, Verdict, evaluate, select
 from storageproxy.errors import (
     FileNotFound,
     InvalidSubpath,
@@ -39,6 +38,7 @@ from storageproxy.tokens import DownloadToken, TokenKey, UploadToken
 from storageproxy.transfer import archive, downloads
 from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.uploads import Session, Uploads
+from storageproxy.vfolder import relative_path
 from storageproxy.volumes import Volumes
 
 _MEDIA_TYPE = "application/octet-stream"
@@ -97,14 +97,12 @@ class ClientAPI:
 
     @app.handle_errors(Exception)
     def _failed(self, request: Any, failure: Failure) -> bytes:
-        allow_origin(request)
         request.setHeader(b"Tus-Resumable", tus.VERSION.encode())
         return translate(request, failure)
 
     @app.route("/", methods=["GET"])
     def status(self, request: StreamingRequest) -> bytes:
         """Say that the daemon is there."""
-        allow_origin(request)
         return answer_json(
             request,
             {
@@ -230,7 +228,6 @@ class ClientAPI:
             raise from_os_error(error, session.volume.name, [session.path]) from error
 
     def _answer_tus(self, request: StreamingRequest, status: int, headers: dict[str, str]) -> None:
-        allow_origin(request)
         request.setResponseCode(status)
         request.setHeader(b"Tus-Resumable", tus.VERSION.encode())
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
@@ -242,14 +239,12 @@ class ClientAPI:
     @app.route("/download", methods=["OPTIONS"])
     def download_options(self, request: StreamingRequest) -> None:
         """CORS: what a page may ask for."""
-        allow_origin(request)
         request.setHeader(b"Content-Length", b"0")
 
     @app.route("/download", methods=["GET", "HEAD"])
     async def download(self, request: StreamingRequest) -> None:
         """Send a file, parts of it, or a directory as an archive."""
         request.route = "/download"
-        allow_origin(request)
         query = request.query_map()
         token = self._key.verify(self._clock(), query.get("token"), DownloadToken)
         options = parameters(query, DownloadQuery)
@@ -259,20 +254,18 @@ class ClientAPI:
             request.setHeader(b"Cache-Control", b"no-store")
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
         try:
-            opened = await volume.threads.submit(
-                partial(_open, volume, token, path),
-                volume.threads.deadline,
-                lambda opened: opened.close(),
+            file = await volume.threads.submit(
+                partial(_open, volume, token, path), volume.threads.deadline, _close
             )
-            try:
-                if isinstance(opened, File):
-                    await self._send_file(request, volume, opened, path)
-                elif options.archive or token.archive:
-                    await self._send_archive(request, volume, opened, token, path)
-                else:
+            if file is None:
+                if not (options.archive or token.archive):
                     raise NotRegularFile()
+                await self._send_archive(request, volume, token, path)
+                return
+            try:
+                await self._send_file(request, volume, file, path)
             finally:
-                volume.threads.clean_up(opened.close)
+                volume.threads.clean_up(file.close)
         except OSError as error:
             raise from_os_error(error, volume.name, [path]) from error
 
@@ -308,17 +301,15 @@ class ClientAPI:
         await downloads.send(request, volume.threads, body)
 
     async def _send_archive(
-        self,
-        request: StreamingRequest,
-        volume: IVolume,
-        folder: Directory,
-        token: DownloadToken,
-        path: str,
+        self, request: StreamingRequest, volume: IVolume, token: DownloadToken, path: str
     ) -> None:
-        def contents(progress: Progress) -> list[archive.Member]:
-            return archive.members(folder, path, progress)
+        open_folder = partial(_open_folder, volume, token)
 
-        body = archive.archive(folder, await volume.threads.run_long(contents))
+        def prepare(progress: Progress) -> downloads.Body:
+            with open_folder() as folder:
+                return archive.archive(open_folder, archive.members(folder, path, progress))
+
+        body = await volume.threads.run_long(prepare)
         name = posixpath.basename(posixpath.normpath(path)).strip(".") or token.vfid.folder.hex
         self._describe(request, "application/zip", f"{name}.zip")
         await downloads.send(request, volume.threads, body)
@@ -337,7 +328,7 @@ def allow_origin(request: StreamingRequest) -> None:
     A page that sends credentials needs its own origin echoed (Fetch standard, CORS protocol).
     """
     origin = request.header("origin")
-    headers = {"Access-Control-Expose-Headers": _EXPOSED}
+    headers = {"Access-Control-Expose-Headers": _EXPOSED, "Vary": "Origin"}
     if origin is None:
         headers["Access-Control-Allow-Origin"] = "*"
         headers["Access-Control-Allow-Methods"] = "*"
@@ -348,25 +339,22 @@ def allow_origin(request: StreamingRequest) -> None:
         headers["Access-Control-Allow-Credentials"] = "true"
         headers["Access-Control-Allow-Methods"] = _METHODS
         headers["Access-Control-Allow-Headers"] = asked or _TUS_HEADERS
-        headers["Vary"] = "Origin"
     for name, value in headers.items():
         request.setHeader(name.encode("ascii"), value.encode("latin-1", "replace"))
 
 
-def _open(volume: IVolume, token: DownloadToken, path: str) -> File | Directory:
+def _open(volume: IVolume, token: DownloadToken, path: str) -> File | None:
     """
-    The file that a token is for, or for a directory its open vfolder.
+    The file that a token is for, or None when it is a directory.
     """
     try:
-        with ExitStack() as stack:
-            folder = stack.enter_context(_open_folder(volume, token))
+        with _open_folder(volume, token) as folder:
             try:
                 return folder.open_file(path)
             except NotRegularFile:
-                if not stat.S_ISDIR(folder.status(path, follow=True).st_mode):
-                    raise
-                stack.pop_all()
-                return folder
+                if stat.S_ISDIR(folder.status(path, follow=True).st_mode):
+                    return None
+                raise
     except (FileNotFoundError, NotADirectoryError, InvalidSubpath, VFolderNotFound):
         raise FileNotFound() from None
     except OSError as error:
@@ -374,11 +362,21 @@ def _open(volume: IVolume, token: DownloadToken, path: str) -> File | Directory:
         raise (FileNotFound() if translated.status == 400 else translated) from None
 
 
+def _close(file: File | None) -> None:
+    if file is not None:
+        file.close()
+
+
 def _open_folder(volume: IVolume, token: DownloadToken) -> Directory:
     if token.unmanaged_path is None:
         return volume.open_folder(token.vfid)
     # Such a directory has no id. It has to be on the volume all the same.
-    inside = posixpath.relpath(posixpath.normpath(token.unmanaged_path), volume.path)
+    try:
+        inside = relative_path(posixpath.relpath(token.unmanaged_path, volume.path))
+    except ValueError:
+        raise InvalidSubpath() from None
+    if inside == ".":
+        raise InvalidSubpath("it is the whole volume")
     with volume.open_root() as root:
         return root.descend(inside)
 
@@ -388,5 +386,5 @@ def _below(directory: str, path: str) -> str:
 
 
 def _http_date(seconds: float) -> str:
-    date: bytes = datetimeToString(int(seconds))
+    date: bytes = datetimeToString(int(min(seconds, LAST_SECOND)))
     return date.decode("ascii")

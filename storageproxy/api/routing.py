@@ -10,7 +10,7 @@ from __future__ import annotations
 # werkzeug encodes host names with it, and by then the daemon may not read its own files any more.
 import encodings.idna  # noqa: F401
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from klein import Klein
@@ -109,7 +109,8 @@ def translate(request: StreamingRequest, failure: Failure) -> bytes:
     """
     error = failure.value
     if isinstance(error, CancelledError):
-        # The client is gone, and with it whoever would read an answer.
+        # The client is gone, or else it must not take silence for success.
+        request.abort()
         return b""
     if isinstance(error, Interrupted) or request.startedWriting:
         if not isinstance(error, Interrupted):
@@ -138,26 +139,32 @@ def from_router(error: HTTPException) -> StorageProxyError:
     return NoSuchRoute()
 
 
-class UTF8Paths(Resource):
+class Front(Resource):
     """
-    Refuses URLs that Klein would refuse in HTML.
+    What stands before an API: it refuses what Klein would refuse in HTML.
 
     :param app: the application behind it.
+    :param prepare: called with each request first, to set headers that all answers have.
     """
 
     isLeaf = True
 
-    def __init__(self, app: Klein) -> None:
+    def __init__(
+        self, app: Klein, prepare: Callable[[StreamingRequest], None] = lambda _: None
+    ) -> None:
         super().__init__()
         app.url_map.merge_slashes = False
+        self._prepare = prepare
         self._resource: IResource = app.resource()
 
     def render(self, request: Any) -> Any:
         """Let Klein answer."""
+        self._prepare(request)
         try:
             b"/".join(request.postpath).decode("utf-8")
+            request.getRequestHostname().decode("utf-8")
             return self._resource.render(request)
         except UnicodeDecodeError:
-            return answer_error(request, MalformedRequest("the path is not UTF-8"))
+            return answer_error(request, MalformedRequest("the path or the host is not UTF-8"))
         except Exception:
             return translate(request, Failure())

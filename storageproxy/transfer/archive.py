@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from zipfile import ZIP64_LIMIT, ZIP_FILECOUNT_LIMIT, ZipFile, ZipInfo
 
@@ -19,10 +19,13 @@ from attrs import frozen
 
 from storageproxy import trees
 from storageproxy.beneath import Directory
-from storageproxy.errors import InvalidSubpath
+from storageproxy.errors import ArchiveTooLarge, InvalidSubpath
 from storageproxy.threads import Progress
 from storageproxy.transfer.downloads import BLOCK, Body, Changed, Chunks
 from storageproxy.vfolder import UPLOADS
+
+#: Files of one archive: their names are in memory until it is sent.
+MAX_MEMBERS = 1_000_000
 
 #: Bytes of a path that system calls take, with the NUL at its end (limits.h).
 PATH_MAX = 4096
@@ -66,39 +69,54 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
     leads nowhere, cannot be read, or is no file is left out. Blocks.
 
     :param path: the directory, relative to the vfolder.
+    :raises ArchiveTooLarge: when there are too many.
     """
     found: list[Member] = []
     prefix = "" if path == "." else f"{path}/"
+    skip = UPLOADS if path == "." else None
     with folder.descend(path) as top:
-        forgive = trees.VANISHED | {errno.EACCES}
-        skip = UPLOADS if path == "." else None
-        for below, directory, entries in trees.walk(top, skip, forgive, progress.step):
-            if below and not entries:
+        for below, directory, entries in trees.walk(
+            top, skip, trees.VANISHED | {errno.EACCES}, progress.step
+        ):
+            empty = bool(below)
+            for entry in entries:
+                empty = False
+                status = _file_status(folder, directory, prefix, entry)
+                if status is not None:
+                    found.append(_member(prefix + entry.path, entry.path, status.st_size, status))
+            if empty:
                 status = os.fstat(directory.descriptor)
                 found.append(_member(prefix + below, below + "/", 0, status))
-            for entry in entries:
-                if len(os.fsencode(prefix + entry.path)) >= PATH_MAX:
-                    # Nobody could unpack it either.
-                    continue
-                status = entry.status
-                if stat.S_ISLNK(status.st_mode):
-                    try:
-                        status = folder.status(prefix + entry.path, follow=True)
-                    except (OSError, InvalidSubpath):
-                        continue
-                if stat.S_ISREG(status.st_mode) and os.access(
-                    entry.path.rpartition("/")[2], os.R_OK, dir_fd=directory.descriptor
-                ):
-                    found.append(_member(prefix + entry.path, entry.path, status.st_size, status))
+            if len(found) > MAX_MEMBERS:
+                raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
     return found
 
 
-def archive(folder: Directory, contents: list[Member]) -> Body:
+def _file_status(
+    folder: Directory, directory: Directory, prefix: str, entry: trees.Entry
+) -> os.stat_result | None:
+    """The state of the file that an entry stands for, if it goes into an archive."""
+    status = entry.status
+    if len(os.fsencode(prefix + entry.path)) >= PATH_MAX:
+        # Nobody could unpack it either.
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        try:
+            status = folder.status(prefix + entry.path, follow=True)
+        except (OSError, InvalidSubpath):
+            return None
+    name = entry.path.rpartition("/")[2]
+    if stat.S_ISREG(status.st_mode) and os.access(name, os.R_OK, dir_fd=directory.descriptor):
+        return status
+    return None
+
+
+def archive(open_folder: Callable[[], Directory], contents: list[Member]) -> Body:
     """
-    :param folder: the vfolder, open until the first chunk is made.
+    :param open_folder: opens the vfolder, in the thread that makes the chunks.
     :param contents: from :func:`members`.
     """
-    return Body(length(contents), partial(_write, folder, contents))
+    return Body(length(contents), partial(_write, open_folder, contents))
 
 
 def length(contents: Iterable[Member]) -> int:
@@ -144,10 +162,10 @@ class _Pieces:
         return data
 
 
-def _write(folder: Directory, contents: list[Member]) -> Chunks:
+def _write(open_folder: Callable[[], Directory], contents: list[Member]) -> Chunks:
     pieces = _Pieces()
     # A descriptor of its own: this may go on in a hanging call after the caller has given up.
-    with Directory(os.dup(folder.descriptor)) as own:
+    with open_folder() as own:
         with ZipFile(pieces, "w") as target:  # type: ignore[call-overload]
             for member in contents:
                 info = ZipInfo(member.name, _dos_time(member.mtime))

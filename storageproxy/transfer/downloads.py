@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.static import StaticProducer
@@ -21,14 +21,18 @@ from zope.interface import implementer
 
 from storageproxy.beneath import File
 from storageproxy.conditional import ByteRange
-from storageproxy.errors import VolumeUnavailable
+from storageproxy.errors import StorageProxyError
 from storageproxy.interfaces import IThreads
 from storageproxy.transfer.request import StreamingRequest
 
 #: Bytes that are read by one call in a thread.
-BLOCK = 512 * 1024
+BLOCK = 256 * 1024
 
 log = Logger()
+
+#: Seconds after which a reader that takes nothing is cut off. At 10 kB/s, what the kernel holds for
+#: it may last for several minutes.
+STALLED = 900.0
 
 Chunks = Generator[bytes, None, None]
 
@@ -131,6 +135,7 @@ class ThreadedProducer(StaticProducer):
         self._chunks = chunks
         self._paused = True
         self._reading = False
+        self._timer: IDelayedCall | None = None
 
     def start(self) -> Deferred[None]:
         """
@@ -145,16 +150,25 @@ class ThreadedProducer(StaticProducer):
     def resumeProducing(self) -> None:
         """The client has room."""
         self._paused = False
+        self._watch(False)
         self._read()
 
     def pauseProducing(self) -> None:
         """The client is slow."""
         self._paused = True
+        self._watch(True)
 
     def stopProducing(self) -> None:
         """The client is gone."""
         if self.request is not None:
             self._end(Failure(CancelledError()))
+
+    def _watch(self, stalled: bool) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        if stalled and self.request is not None:
+            self._timer = self.request.reactor.callLater(STALLED, self.request.abort)
 
     def _read(self) -> None:
         if self._reading or self._paused or self.request is None:
@@ -162,7 +176,7 @@ class ThreadedProducer(StaticProducer):
         self._reading = True
         self._threads.submit(
             lambda: next(self._chunks, b""),
-            self._threads.deadline * 4,
+            self._threads.slow_deadline,
             lambda _: self._chunks.close(),
         ).addCallbacks(self._write, self._failed)
 
@@ -185,7 +199,9 @@ class ThreadedProducer(StaticProducer):
 
     def _end(self, result: Failure | None) -> None:
         request, self.request = self.request, None
-        request.unregisterProducer()
+        self._watch(False)
+        if request.channel is not None:
+            request.unregisterProducer()
         if not self._reading:
             self._release()
         if not self.done.called:
@@ -214,7 +230,7 @@ async def send(request: StreamingRequest, threads: IThreads, body: Body) -> None
         await ThreadedProducer(request, threads, body.chunks()).start()
     except CancelledError:
         raise
-    except (Changed, OSError, VolumeUnavailable) as error:
+    except (Changed, OSError, StorageProxyError) as error:
         log.warn("A download was broken off: {error!r}", error=error, request_id=request.request_id)
         request.abort()
     except Exception:

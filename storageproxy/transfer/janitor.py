@@ -45,29 +45,28 @@ class Janitor(Service):
     lifetime: float
     clock: Callable[[], float]
     _log: Logger = field(factory=lambda: Logger("storageproxy.janitor"))
-    _rounds: LoopingCall | None = None
+    _rounds: list[LoopingCall] = field(factory=list)
 
     def startService(self) -> None:
-        """Begin the rounds."""
+        """Begin the rounds: one for each volume, so that none waits for another that hangs."""
         super().startService()
-        self._rounds = LoopingCall(self._round)
-        self._rounds.clock = self.reactor
-        self._rounds.start(max(1.0, min(INTERVAL, self.lifetime / 4))).addErrback(
-            lambda failure: self._log.failure("The janitor has stopped", failure)
-        )
+        for volume in self.volumes:
+            rounds = LoopingCall(self._visit, volume)
+            rounds.clock = self.reactor
+            rounds.start(max(1.0, min(INTERVAL, self.lifetime / 4)))
+            self._rounds.append(rounds)
 
     def stopService(self) -> None:
         """End them; a round under way is left to its thread."""
         super().stopService()
-        if self._rounds is not None and self._rounds.running:
-            self._rounds.stop()
+        rounds, self._rounds = self._rounds, []
+        for one in rounds:
+            one.stop()
 
-    def _round(self) -> None:
-        for volume in self.volumes:
-            # Each on its own: one that hangs must not keep the others dirty.
-            Deferred.fromCoroutine(self._visit(volume))
+    def _visit(self, volume: IVolume) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._clean(volume))
 
-    async def _visit(self, volume: IVolume) -> None:
+    async def _clean(self, volume: IVolume) -> None:
         await self._try(volume, "its trash cannot be emptied", volume.empty_trash())
         await self._try(volume, "stale uploads cannot be removed", self._sweep(volume))
 
@@ -108,7 +107,9 @@ def sweep(open_root: Callable[[], Directory], before: float, progress: Progress)
         for folder in vfolders(root):
             with folder:
                 progress.step()
-                removed += staging.sweep(folder, before)
+                # One that its owner has closed to us is no reason to leave the others.
+                with suppress(OSError):
+                    removed += staging.sweep(folder, before)
     return removed
 
 

@@ -9,6 +9,7 @@ What is private to ``twisted.web`` is touched in this module only.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 from urllib.parse import parse_qsl
@@ -18,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
@@ -43,6 +45,44 @@ _ORIGIN = re.compile(rb"https?://[^/?]*(?=[/?])", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
+class StreamingChannel(HTTPChannel):
+    """
+    A connection that answers what it cannot understand in JSON too, and does not wait for ever for
+    the end of a request's headers.
+    """
+
+    transport: Any
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self.line_mode and self.requests:
+            # Headers that come byte by byte do not keep the connection.
+            LineReceiver.dataReceived(self, data)
+        else:
+            super().dataReceived(data)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """A header is complete."""
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and len(value.strip()) > 19:
+            self._respondToBadRequestAndDisconnect()
+            return False
+        return bool(super().headerReceived(line))
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A line is longer than any client's."""
+        self._respondToBadRequestAndDisconnect()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        body = json.dumps(MalformedRequest("this is not HTTP/1.1").document()).encode("ascii")
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nAccess-Control-Allow-Origin: *\r\n"
+            b"Content-Type: application/problem+json; charset=utf-8\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.loseConnection()
+
+
 class BodyDone(Exception):
     """The reason with which a body's protocol loses its connection when all of it has arrived."""
 
@@ -58,6 +98,7 @@ class StreamingRequest(Request):
     :ivar request_id: the client's ``X-Request-ID``, or a new one.
     :ivar route: what the router calls it, for the log.
     :ivar received: bytes of the body that have come.
+    :ivar reactor: the site's.
     :ivar started: when it came, by the reactor's clock.
     """
 
@@ -73,7 +114,7 @@ class StreamingRequest(Request):
         self.route = ""
         self.received = 0
         self.started = 0.0
-        self._reactor = channel.factory.reactor
+        self.reactor = channel.factory.reactor
         self._receiver: Protocol | None = None
         self._arrived: list[bytes] = []
         self._complete = False
@@ -95,7 +136,7 @@ class StreamingRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         """All headers are here; a request with a body begins."""
-        self.started = self._reactor.seconds()
+        self.started = self.reactor.seconds()
         self.body_length = length
         if length == 0:
             # The channel calls requestReceived at once, when its own state allows an answer.
@@ -103,7 +144,7 @@ class StreamingRequest(Request):
         expect = self.requestHeaders.getRawHeaders(b"expect", [b""])[0]
         if expect.lower() == b"100-continue":
             # Sent when the body is wanted, and never to a request that is refused.
-            self._expects_continue = True
+            self._expects_continue = self.channel._version == b"HTTP/1.1"
             self.requestHeaders.removeHeader(b"expect")
         self._hold_transport()
         channel = self.channel
@@ -120,6 +161,9 @@ class StreamingRequest(Request):
             self._receiver.dataReceived(data)
         else:
             self._arrived.append(data)
+        if self._paused:
+            # The channel resumes reading when an earlier answer has left its buffer.
+            self.transport.pauseProducing()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The end of the body, or a request without one."""
@@ -133,7 +177,8 @@ class StreamingRequest(Request):
         self._restore_read_size()
         if self._answered:
             self._end_lingering()
-            super().finish()
+            if not self._disconnected:
+                super().finish()
         elif self._receiver is not None:
             receiver, self._receiver = self._receiver, None
             receiver.connectionLost(Failure(BodyDone()))
@@ -221,7 +266,7 @@ class StreamingRequest(Request):
             receiver.connectionLost(Failure(BodyDone()))
             return
         self._receiver = receiver
-        if self.body_length is None or self.body_length > LARGE_READ:
+        if self.body_length is not None and self.body_length > LARGE_READ:
             self._usual_read = getattr(self.transport, "bufferSize", None)
             if self._usual_read is not None:
                 self.transport.bufferSize = LARGE_READ
@@ -249,15 +294,14 @@ class StreamingRequest(Request):
         self._answered = True
         self._receiver = None
         self._arrived = []
-        self._linger_timer = self._reactor.callLater(LINGER_SECONDS, self._close)
+        self._linger_timer = self.reactor.callLater(LINGER_SECONDS, self._close)
         self._release_transport()
 
     def write(self, data: bytes) -> None:
         """Write a part of the answer; before its first one the headers go out."""
-        if not self.startedWriting and not self._complete and not self._ends_soon():
+        if not self.startedWriting and self.channel is not None and self._is_last():
             self.setHeader(b"Connection", b"close")
-            if self.channel is not None:
-                self.channel.persistent = False
+            self.channel.persistent = False
         super().write(data)
 
     def abort(self) -> None:
@@ -266,12 +310,16 @@ class StreamingRequest(Request):
         if self.channel is not None:
             self.channel.transport.abortConnection()
 
-    def _ends_soon(self) -> bool:
-        """Whether what is left of the body is worth reading, to keep the connection."""
+    def _is_last(self) -> bool:
+        """Whether the connection ends with this answer."""
+        if self._complete:
+            return bool(self._site.draining)
+        # What is left of the body may be worth reading, to keep the connection.
         return (
-            self.body_length is not None
-            and self.body_length - self.received <= SHORT_REST
-            and not self._expects_continue
+            self._site.draining
+            or self._expects_continue
+            or self.body_length is None
+            or self.body_length - self.received > SHORT_REST
         )
 
     # ---- the body's producer
@@ -334,7 +382,7 @@ class StreamingRequest(Request):
             status=self.code,
             bytes_sent=self.sentLength,
             bytes_received=self.received,
-            duration=self._reactor.seconds() - self.started,
+            duration=self.reactor.seconds() - self.started,
             request_id=self.request_id,
             client=getattr(self.client, "host", None),
             aborted=aborted,

@@ -4,7 +4,6 @@ From a connection to a file: the consumer of an upload's bytes.
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 from typing import Any
 
@@ -19,6 +18,10 @@ from storageproxy.tus import Hash
 
 #: Bytes that are worth a call in a thread, while more are on their way.
 BLOCK = 1024 * 1024
+#: Pieces with fewer bytes are put together.
+SMALL = 4096
+#: Bytes after which what is written is sent on to the disk.
+WINDOW = 32 * BLOCK
 #: Bytes in memory above which the connection is not read.
 BOUND = 4 * BLOCK
 
@@ -55,7 +58,9 @@ class FileSink(Protocol):
         self._file = file
         self._room = room
         self._checksum = checksum
-        self._buffers: deque[bytes] = deque()
+        self._buffers: list[bytes | bytearray] = []
+        self._tail: bytearray | None = None
+        self._begun = self._waited = offset
         self._buffered = 0
         self._writing = False
         self._paused = False
@@ -69,13 +74,24 @@ class FileSink(Protocol):
         if self._room < 0:
             self._end(Outcome.OVERFLOW)
             return
-        self._buffers.append(data)
-        self._buffered += len(data)
+        self._hold(data)
         if self._buffered >= BOUND and not self._paused:
             self._paused = True
             self._transport.pauseProducing()
         if self._buffered >= BLOCK:
             self._write()
+
+    def _hold(self, data: bytes) -> None:
+        self._buffered += len(data)
+        if len(data) >= SMALL:
+            self._tail = None
+            self._buffers.append(data)
+            return
+        # A body may come in chunks of a few bytes each; what counts is not to hold each of them.
+        if self._tail is None or len(self._tail) >= BLOCK:
+            self._tail = bytearray()
+            self._buffers.append(self._tail)
+        self._tail += data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body has ended, one way or the other."""
@@ -102,18 +118,23 @@ class FileSink(Protocol):
                 self.done.callback(self._outcome)
             return
         self._writing = True
-        buffers = list(self._buffers)
-        self._buffers.clear()
+        buffers, self._buffers, self._tail = self._buffers, [], None
         writing = self._threads.submit(
-            lambda: self._write_in_thread(buffers), self._threads.deadline * 4, None
+            lambda: self._write_in_thread(buffers), self._threads.slow_deadline, None
         )
         writing.addCallbacks(self._written, self._failed)
 
-    def _write_in_thread(self, buffers: list[bytes]) -> int:
+    def _write_in_thread(self, buffers: list[bytes | bytearray]) -> int:
         written = self._file.write(buffers, self.offset)
+        end = self.offset + written
+        if end - self._begun >= WINDOW:
+            # The disk works while more comes, and never has much left when the end is synced.
+            self._file.write_back(self._waited, self._begun, wait=True)
+            self._file.write_back(self._begun, end, wait=False)
+            self._waited, self._begun = self._begun, end
         if self._checksum is not None:
             for data in buffers:
-                self._checksum.update(data)
+                self._checksum.update(bytes(data))
         return written
 
     def _written(self, count: int) -> None:

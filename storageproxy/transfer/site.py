@@ -11,7 +11,7 @@ from twisted.web.http import Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from storageproxy.transfer.request import StreamingRequest
+from storageproxy.transfer.request import StreamingChannel, StreamingRequest
 
 #: Seconds after which a silent connection is closed, as the original does.
 IDLE = 75
@@ -25,13 +25,17 @@ class StreamingSite(Site):
     :param resource: what answers.
     :param reactor: for timeouts.
     :ivar active: the requests under way.
+    :ivar draining: whether connections are closed after their next answer.
     """
 
     noisy = False
+    # HTTP/1.1 alone, without Twisted's choice between that and HTTP/2.
+    protocol = StreamingChannel  # type: ignore[assignment]
 
     def __init__(self, resource: IResource, reactor: Any) -> None:
         super().__init__(resource, StreamingRequest, timeout=IDLE, reactor=reactor)
         self.active: set[StreamingRequest] = set()
+        self.draining = False
         self._waiting: list[Deferred[None]] = []
 
     def begun(self, request: StreamingRequest) -> None:

@@ -18,7 +18,12 @@ from secrets import token_hex
 from attrs import frozen
 
 from storageproxy.beneath import Directory, File
-from storageproxy.errors import InvalidSubpath, NoSuchUpload, NotRegularFile
+from storageproxy.errors import (
+    InvalidSubpath,
+    NoSuchUpload,
+    NotRegularFile,
+    StorageProxyError,
+)
 from storageproxy.files import refuse_directory
 from storageproxy.vfolder import UPLOADS
 
@@ -27,6 +32,9 @@ COMPLETED = ".storage-proxy/completed"
 
 #: Ends the name of a file that holds the offset to fall back to.
 _FALLBACK = ".offset"
+
+#: Bytes of a file name (limits.h).
+NAME_MAX = 255
 
 _RACES = 16
 
@@ -59,13 +67,17 @@ def check_target(folder: Directory, path: str) -> None:
     :raises InvalidSubpath: when it lies outside of the vfolder, or is the vfolder itself.
     :raises TargetConflict: when it is a directory.
     """
-    if path.rpartition("/")[2] in (".", "..", ""):
-        raise InvalidSubpath("the path has to name a file inside of the vfolder", subpath=path)
-    above = path.rpartition("/")[0]
+    above, _, last = path.rpartition("/")
+    if last in (".", "..", ""):
+        raise InvalidSubpath.unnamed(path)
+    if path.partition("/")[0] == UPLOADS:
+        raise InvalidSubpath(f"{UPLOADS} is for unfinished uploads", subpath=path)
+    if max(len(os.fsencode(part)) for part in path.split("/")) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     try:
         parent, name = folder.parent(path)
     except FileNotFoundError:
-        while ".." in above.split("/"):
+        if ".." in above.split("/"):
             raise InvalidSubpath(subpath=path) from None
         return
     with parent:
@@ -104,7 +116,7 @@ def hold(root: Directory, folder: Directory, session: str) -> Staged:
     try:
         with folder.descend(UPLOADS, links=False) as uploads:
             return _hold(uploads, session)
-    except (FileNotFoundError, NotADirectoryError, NotRegularFile, InvalidSubpath):
+    except (FileNotFoundError, NotADirectoryError, NotRegularFile, InvalidSubpath, NoSuchUpload):
         pass
     except OSError as error:
         if error.errno != errno.ELOOP:
@@ -125,12 +137,9 @@ def _hold(uploads: Directory, session: str) -> Staged:
             except BlockingIOError:
                 raise Busy from None
         # Its holder may have completed or ended it before the lock was free.
-        named = os.stat(session, dir_fd=uploads.descriptor, follow_symlinks=False)
-        status = file.status()
-        if not os.path.samestat(named, status):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), session)
+        _check_named(uploads, session, file)
         offset = _fall_back(uploads, session, file)
-        return Staged(file, status.st_size if offset is None else offset)
+        return Staged(file, file.status().st_size if offset is None else offset)
     except BaseException:
         file.close()
         raise
@@ -150,14 +159,17 @@ def _fall_back(uploads: Directory, session: str, file: File) -> int | None:
     file.truncate(min(int(said), file.status().st_size))
     file.sync_data()
     forget_fallback(uploads, session)
+    uploads.sync()
     return file.status().st_size
 
 
-def remember_fallback(folder: Directory, session: str, offset: int) -> None:
+def remember_fallback(folder: Directory, session: str, file: File, offset: int) -> None:
     """
     Note where to go back to, should the daemon end while bytes arrive that have yet to be verified.
     """
-    with folder.descend(UPLOADS, links=False) as uploads:
+    # This, and all else that changes a session, is under its lock even when it hangs: the file
+    # stays open, and so locked, until it comes back.
+    with file.descriptor(), folder.descend(UPLOADS, links=False) as uploads:
         with uploads.open_file(
             session + _FALLBACK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, links=False
         ) as note:
@@ -176,10 +188,12 @@ def settle_checksum(folder: Directory, session: str, file: File, size: int) -> N
     """
     Keep this many bytes for good, and no others.
     """
-    with folder.descend(UPLOADS, links=False) as uploads:
+    with file.descriptor(), folder.descend(UPLOADS, links=False) as uploads:
         file.truncate(size)
         file.sync_data()
         forget_fallback(uploads, session)
+        # Were the note to come back after a power failure, the offset would shrink.
+        uploads.sync()
 
 
 def finish(root: Directory, folder: Directory, session: str, file: File, path: str) -> None:
@@ -188,26 +202,62 @@ def finish(root: Directory, folder: Directory, session: str, file: File, path: s
 
     :raises TargetConflict: when a directory is in its place.
     """
+    with file.descriptor():
+        _finish(root, folder, session, file, path)
+
+
+def _finish(root: Directory, folder: Directory, session: str, file: File, path: str) -> None:
     check_target(folder, path)
     file.sync()
-    above = path.rpartition("/")[0]
-    if above:
-        folder.make_directories(above)
-    parent, name = folder.parent(path)
-    with parent, folder.descend(UPLOADS, links=False) as uploads:
-        refuse_directory(parent, name, path)
-        with root.ensure(COMPLETED, 0o700) as completed:
-            # Made before the rename, so that there is never neither of them. It needs no fsync of
-            # its own: a journal writes it before the rename that the fsync below waits for.
+    with _uploads(folder) as uploads, root.ensure(COMPLETED, 0o700) as completed:
+        _check_named(uploads, session, file)
+        above = path.rpartition("/")[0]
+        if above:
+            folder.make_directories(above)
+        parent, name = folder.parent(path)
+        with parent:
+            refuse_directory(parent, name, path)
+            # Made before the rename, so that there is never neither of them. On ext4 and XFS the
+            # one journal writes it before the rename, which the fsync below waits for.
             completed.open_file(session, os.O_WRONLY | os.O_CREAT, links=False).close()
-        os.rename(session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor)
-        parent.sync()
+            try:
+                os.rename(
+                    session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor
+                )
+            except OSError:
+                os.unlink(session, dir_fd=completed.descriptor)
+                raise
+            parent.sync()
     with suppress(OSError):
         os.rmdir(UPLOADS, dir_fd=folder.descriptor)
 
 
-def discard(root: Directory, folder: Directory, session: str) -> None:
+def _uploads(folder: Directory) -> Directory:
+    try:
+        return folder.descend(UPLOADS, links=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoSuchUpload() from None
+
+
+def _check_named(uploads: Directory, session: str, file: File) -> None:
+    """
+    :raises NoSuchUpload: when the session's name is that of another file, or of none.
+    """
+    try:
+        named = os.stat(session, dir_fd=uploads.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        raise NoSuchUpload() from None
+    if not os.path.samestat(named, file.status()):
+        raise NoSuchUpload("the session's file was replaced")
+
+
+def discard(root: Directory, folder: Directory, session: str, file: File) -> None:
     """End a session, and forget its bytes."""
+    with file.descriptor():
+        _discard(root, folder, session)
+
+
+def _discard(root: Directory, folder: Directory, session: str) -> None:
     with suppress(FileNotFoundError):
         # An attempt to finish it may have failed at the last step.
         os.unlink(f"{COMPLETED}/{session}", dir_fd=root.descriptor)
@@ -254,7 +304,7 @@ def _sweep_one(uploads: Directory, name: str, before: float) -> int:
             with _hold(uploads, name).file:
                 forget_fallback(uploads, name)
                 os.unlink(name, dir_fd=uploads.descriptor)
-    except (OSError, NotRegularFile, Busy, ValueError):
+    except (OSError, StorageProxyError, Busy):
         return 0
     return 1
 

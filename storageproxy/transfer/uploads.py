@@ -93,7 +93,13 @@ class Uploads:
 
         name: str = await volume.within(vfid, make)
         if size == 0:
-            await self.offset(Session(volume, vfid, name, path, size))
+            session = Session(volume, vfid, name, path, size)
+            try:
+                await self.offset(session)
+            except BaseException:
+                # Nobody will ever know of this session.
+                self._background.start("Ending a session", self._terminate(session))
+                raise
         return name
 
     def offset(self, session: Session) -> Deferred[int]:
@@ -154,12 +160,16 @@ class Uploads:
         staged: Staged,
         lease: Lease,
     ) -> int:
-        announced = patch.checksum()
+        announced = patch.checksum
         checksum = None
         if announced is not None:
             checksum = tus.CHECKSUMS[announced.algorithm]()
             await session.volume.within(
-                session.vfid, staging.remember_fallback, session.name, staged.offset
+                session.vfid,
+                staging.remember_fallback,
+                session.name,
+                staged.file,
+                staged.offset,
             )
         if self._stopping:
             raise ShuttingDown()
@@ -199,7 +209,7 @@ class Uploads:
         if offset >= session.size:
             threads = session.volume.threads
             finish = partial(_in_folder, session, staging.finish, session.name, file, session.path)
-            await threads.submit(finish, threads.deadline * 4, None)
+            await threads.submit(finish, threads.slow_deadline, None)
             self._log.info(
                 "Volume {volume}: a file of {size} bytes is uploaded to vfolder {vfid}.",
                 volume=session.volume.name,
@@ -212,7 +222,7 @@ class Uploads:
         async with self._hold(session) as (staged, _):
             if staged is None:
                 raise NoSuchUpload("the upload is complete, and its file stays")
-            discard = partial(_in_folder, session, staging.discard, session.name)
+            discard = partial(_in_folder, session, staging.discard, session.name, staged.file)
             await session.volume.threads.run(discard)
 
     async def _keep(self, session: Session, file: File, size: int) -> None:
@@ -220,7 +230,7 @@ class Uploads:
 
     async def _sync(self, session: Session, file: File) -> None:
         threads = session.volume.threads
-        await threads.submit(file.sync_data, threads.deadline * 4, None)
+        await threads.submit(file.sync_data, threads.slow_deadline, None)
 
     @asynccontextmanager
     async def _hold(self, session: Session) -> AsyncIterator[tuple[Staged | None, Lease]]:

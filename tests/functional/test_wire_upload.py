@@ -725,16 +725,16 @@ class Order(OnUpload):
 
     def test_session_before_mismatch(self) -> None:
         """A missing session counts before anything about its bytes."""
-        answer = self.append(5, self.data + b"x", self.unknown(), Upload_Checksum="x y")
+        answer = self.append(5, self.data + b"x", self.unknown())
         self.assert_problem(answer, 404)
 
     def test_mismatch_before_length(self) -> None:
         """A wrong place counts before too many bytes."""
-        self.assert_problem(self.append(5, self.data + b"x", Upload_Checksum="x y"), 409)
+        self.assert_problem(self.append(5, self.data + b"x"), 409)
 
-    def test_length_before_checksum(self) -> None:
-        """Too many bytes count before their checksum."""
-        self.assert_problem(self.append(0, self.data + b"x", Upload_Checksum="x y"), 413)
+    def test_checksum_before_session(self) -> None:
+        """A checksum that cannot be read is refused before any upload is disturbed."""
+        self.assert_problem(self.append(5, self.data + b"x", Upload_Checksum="x y"), 400)
 
 
 class Checksums(OnUpload):

@@ -4,7 +4,7 @@
 
 from twisted.application.service import ServiceMaker
 
-from backends.vfs import VFSBackend
+from storageproxy.plugin import Backend
 
 storage_proxy = ServiceMaker(
     "Backend.AI Storage Proxy",
@@ -13,4 +13,4 @@ storage_proxy = ServiceMaker(
     "storage-proxy",
 )
 
-vfs = VFSBackend()
+vfs = Backend("vfs", "backends.vfs.VFSBackend")
