@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -124,7 +124,26 @@ def _supported() -> bool:
 open_beneath = _openat2 if _supported() else _walk
 
 
-class File:
+class _Closing:
+    """What a ``with`` block closes."""
+
+    __slots__ = ()
+
+    close: Callable[[], None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class File(_Closing):
     """
     An open regular file, which is closed only when no call on it is under way.
 
@@ -232,19 +251,8 @@ class File:
         if last:
             os.close(self._descriptor)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Directory:
+class Directory(_Closing):
     """
     An open directory. Nothing that is named through it lies outside of it.
 
@@ -266,17 +274,6 @@ class Directory:
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def open(self, path: str, flags: int, mode: int = 0, *, links: bool = True) -> int:
         """

@@ -12,13 +12,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from attrs import frozen
-from klein import Klein
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString
 
 import storageproxy
 from storageproxy import tus
-from storageproxy.api.routing import answer_json, parameters, translate
+from storageproxy.api.routing import answer_json, application, parameters, translate
 from storageproxy.beneath import Directory, File
 from storageproxy.conditional import LAST_SECOND, Validators, Verdict, evaluate, select
 from storageproxy.errors import (
@@ -79,7 +78,7 @@ class ClientAPI:
     :param max_upload_size: bytes of one upload.
     """
 
-    app = Klein()
+    app = application()
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from storageproxy import files
 from storageproxy.api.routing import (
     MAX_JSON,
     answer_json,
+    application,
     parameters,
     read_json,
     translate,
@@ -286,7 +287,7 @@ class ManagerAPI:
     :ivar draining: whether new work should go elsewhere.
     """
 
-    app = Klein()
+    app = application()
 
     def __init__(
         self,

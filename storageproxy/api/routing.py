@@ -57,6 +57,15 @@ def answer_json(
     return body
 
 
+def application() -> Klein:
+    """
+    An application whose paths are taken as they are: ``//volumes`` is not ``/volumes``.
+    """
+    app = Klein()
+    app.url_map.merge_slashes = False
+    return app
+
+
 async def read_json(request: StreamingRequest, limit: int = MAX_JSON) -> Mapping[str, Any]:
     """
     The JSON object in a request's body, whatever its content type says; none is an empty one.
@@ -153,7 +162,6 @@ class Front(Resource):
         self, app: Klein, prepare: Callable[[StreamingRequest], None] = lambda _: None
     ) -> None:
         super().__init__()
-        app.url_map.merge_slashes = False
         self._prepare = prepare
         self._resource: IResource = app.resource()
 
