@@ -14,6 +14,9 @@ from twisted.python import usage
 
 from storageproxy.config import Configuration, ConfigurationError, find_file, load, standalone
 
+#: What vfolders are made with in the background, as where the original is started by a system.
+UMASK = 0o022
+
 _GREETING = """
 Storage Proxy runs on {directory}:
   client API   http://127.0.0.1:6021
@@ -60,6 +63,9 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Load the configuration."""
+        if self.parent and not self.parent.get("nodaemon") and self.parent.get("umask") is None:
+            # In the background twistd would take all rights from others, sessions among them.
+            self.parent["umask"] = UMASK
         try:
             if self["config"] and self["standalone"]:
                 raise ConfigurationError(["--config and --standalone exclude each other"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -131,7 +130,7 @@ class ThreadedProducer(StaticProducer):
     def __init__(self, request: StreamingRequest, threads: IThreads, chunks: Chunks) -> None:
         super().__init__(request, chunks)
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
-        self._threads: Any = threads
+        self._threads = threads
         self._chunks = chunks
         self._paused = True
         self._reading = False

@@ -13,6 +13,7 @@ from typing import Any
 from attrs import define, field
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -41,7 +42,7 @@ class Janitor(Service):
     """
 
     volumes: Volumes
-    reactor: Any
+    reactor: IReactorTime
     lifetime: float
     clock: Callable[[], float]
     _log: Logger = field(factory=lambda: Logger("storageproxy.janitor"))

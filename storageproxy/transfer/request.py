@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
@@ -123,7 +123,7 @@ class StreamingRequest(Request):
         self._paused = False
         self._expects_continue = False
         self._lingered = 0
-        self._linger_timer: Any = None
+        self._linger_timer: IDelayedCall | None = None
         self._usual_read: int | None = None
         self._site: Any = None
 

@@ -54,7 +54,7 @@ class FileSink(Protocol):
     ) -> None:
         self.offset = offset
         self.done: Deferred[Outcome] = Deferred()
-        self._threads: Any = threads
+        self._threads = threads
         self._file = file
         self._room = room
         self._checksum = checksum

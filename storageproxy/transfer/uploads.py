@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -28,7 +29,7 @@ from storageproxy.errors import (
     UploadTooLarge,
     VolumeUnavailable,
 )
-from storageproxy.interfaces import IVolume
+from storageproxy.interfaces import IThreads, IVolume
 from storageproxy.transfer import staging
 from storageproxy.transfer.locks import PATIENCE, Lease, SessionLocks
 from storageproxy.transfer.request import StreamingRequest
@@ -71,7 +72,7 @@ class Uploads:
     :param reactor: for bounded waits.
     """
 
-    reactor: Any
+    reactor: IReactorTime
     _log: Logger = field(factory=lambda: Logger("storageproxy.uploads"))
     _locks: SessionLocks = field(init=False)
     _background: Background = field(factory=Background)
@@ -274,7 +275,7 @@ def _in_folder(session: Session, operation: Callable[..., T], *args: Any) -> T:
         return operation(root, folder, *args)
 
 
-async def _close(threads: Any, file: File) -> None:
+async def _close(threads: IThreads, file: File) -> None:
     try:
         await threads.run(file.close)
     except VolumeUnavailable:
