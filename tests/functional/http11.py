@@ -429,6 +429,11 @@ class OnFolder(Case):
         ways = ("..", "../x", "inner/../../x", depth, "out/x", "out/secret.txt")
         return [*ways, "relative/secret.txt", "inner/hop/secret.txt"]
 
+    def prefix_is_tidy(self) -> bool:
+        """Whether the folder is gone, and its prefix unless another folder has it too."""
+        parent = self.root.parent
+        return not self.root.exists() and (not parent.exists() or bool(os.listdir(parent)))
+
     def assert_untouched(self) -> None:
         """Check that nothing was written, moved or removed outside of the vfolder."""
         super().assert_untouched()

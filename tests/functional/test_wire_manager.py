@@ -204,7 +204,7 @@ class Deleting(OnFolder):
     def test_empty_prefixes(self) -> None:
         """The prefix directories go with their last folder."""
         self.done(self.post("/folder/delete"))
-        self.eventually(lambda: not self.root.parent.exists())
+        self.eventually(self.prefix_is_tidy)
 
     def test_sibling(self) -> None:
         """A folder beside the deleted one stays."""
@@ -238,7 +238,7 @@ class Deleting(OnFolder):
         (self.root / "dir").symlink_to(self.outside)
         (self.root / "file").symlink_to(self.outside / "secret.txt")
         self.done(self.post("/folder/delete"))
-        self.eventually(lambda: not self.root.parent.exists())
+        self.eventually(self.prefix_is_tidy)
         self.assert_untouched()
 
     def test_odd_names(self) -> None:
