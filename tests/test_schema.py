@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy import schema
-from storageproxy.api import manager
+from storageproxy.api import parameters
 from storageproxy.schema import (
     ByteSize,
     Complaint,
@@ -36,15 +36,11 @@ from storageproxy.schema import (
 from storageproxy.vfolder import QuotaScopeID, VFolderID
 from tests.strategies import QUICK, json_values, relative_paths, tables
 
-ANSWERS = (manager.Answer, manager.Stream)
 #: What the routes of the manager API take.
 PARAMETERS = [
     value
-    for value in vars(manager).values()
-    if isinstance(value, type)
-    and attrs.has(value)
-    and value.__module__ == manager.__name__
-    and value not in ANSWERS
+    for value in vars(parameters).values()
+    if isinstance(value, type) and attrs.has(value) and value.__module__ == parameters.__name__
 ]
 FOLDER = "0123456789abcdef0123456789abcdef"
 PLAUSIBLE = st.sampled_from(
@@ -459,7 +455,8 @@ class ParameterTests(SynchronousTestCase):
     def test_found(self) -> None:
         """The classes that this is about exist."""
         self.assertLessEqual(
-            {manager.Create, manager.Upload, manager.Delete, manager.NewQuota}, set(PARAMETERS)
+            {parameters.Create, parameters.Upload, parameters.Delete, parameters.NewQuota},
+            set(PARAMETERS),
         )
 
     @QUICK
@@ -489,7 +486,7 @@ class ParameterTests(SynchronousTestCase):
     def test_paths(self, path: str, scope: str) -> None:
         """A path and an id in either dialect arrive as they are."""
         params = structure(
-            {"volume": "v", "vfid": scope + FOLDER, "relpath": path, "new": 1}, manager.OnPath
+            {"volume": "v", "vfid": scope + FOLDER, "relpath": path, "new": 1}, parameters.OnPath
         )
         self.assertEqual(params.relpath, path)
         self.assertEqual(params.vfid, VFolderID.parse(scope + FOLDER))
@@ -497,28 +494,28 @@ class ParameterTests(SynchronousTestCase):
     def test_defaults(self) -> None:
         """What a manager need not send is as in the original."""
         folder = {"volume": "v", "vfid": FOLDER}
-        made = structure({**folder, "relpath": "a"}, manager.MakeDirectories)
+        made = structure({**folder, "relpath": "a"}, parameters.MakeDirectories)
         self.assertEqual((made.relpath, made.parents, made.exist_ok), (["a"], True, False))
-        deleted = structure({**folder, "relpaths": []}, manager.Delete)
+        deleted = structure({**folder, "relpaths": []}, parameters.Delete)
         self.assertEqual((deleted.relpaths, deleted.recursive), ([], False))
-        self.assertEqual(structure(folder, manager.Mount).subpath, ".")
-        self.assertIsNone(structure(folder, manager.Create).options)
-        self.assertIsNone(structure({**folder, "options": None}, manager.Create).options)
-        self.assertIsNone(structure({"volume": "v"}, manager.Quota).vfid)
+        self.assertEqual(structure(folder, parameters.Mount).subpath, ".")
+        self.assertIsNone(structure(folder, parameters.Create).options)
+        self.assertIsNone(structure({**folder, "options": None}, parameters.Create).options)
+        self.assertIsNone(structure({"volume": "v"}, parameters.Quota).vfid)
         clone = {"src_volume": "v", "src_vfid": FOLDER, "dst_vfid": FOLDER}
-        self.assertIsNone(structure(clone, manager.Clone).dst_volume)
+        self.assertIsNone(structure(clone, parameters.Clone).dst_volume)
         self.assertEqual(
-            structure({**folder, "relpath": "a", "size": "17"}, manager.Upload).size, 17
+            structure({**folder, "relpath": "a", "size": "17"}, parameters.Upload).size, 17
         )
 
     def test_rename(self) -> None:
         """is_dir, which some eras send and others do not, may be there or not."""
         table = {"volume": "v", "vfid": FOLDER, "relpath": "a", "new_name": "b"}
         for extra in ({}, {"is_dir": True}, {"is_dir": None}):
-            self.assertEqual(structure({**table, **extra}, manager.Rename).new_name, "b")
+            self.assertEqual(structure({**table, **extra}, parameters.Rename).new_name, "b")
         for wrong in ("", ".", "..", "a/b", "/a", 5, None):
             error = self.assertRaises(
-                Complaint, structure, {**table, "new_name": wrong}, manager.Rename
+                Complaint, structure, {**table, "new_name": wrong}, parameters.Rename
             )
             self.assertEqual(list(error.fields), ["new_name"])
 

@@ -8,30 +8,37 @@ and answers have everything that any of them reads.
 from __future__ import annotations
 
 import binascii
-import functools
 import hmac
 import posixpath
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
-from attrs import field, frozen
-from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException
 
 import storageproxy
 from storageproxy import files
-from storageproxy.api.routing import (
-    MAX_JSON,
-    answer_json,
-    application,
-    parameters,
-    read_json,
-    translate,
+from storageproxy.api.parameters import (
+    Clone,
+    Create,
+    Delete,
+    MakeDirectories,
+    Metadata,
+    Mount,
+    Move,
+    NewQuota,
+    OnFolder,
+    OnPath,
+    OnVolume,
+    Quota,
+    Rename,
+    Upload,
 )
+from storageproxy.api.routing import answer_json, application, translate
+from storageproxy.api.rpc import Answer, Nothing, Stream, rpc
 from storageproxy.background import Background
 from storageproxy.beneath import Directory, File
 from storageproxy.errors import (
@@ -39,7 +46,6 @@ from storageproxy.errors import (
     Forbidden,
     InvalidParameters,
     InvalidSubpath,
-    MalformedRequest,
     StorageProxyError,
     UnsupportedOperation,
     UploadTooLarge,
@@ -48,155 +54,18 @@ from storageproxy.errors import (
     from_os_error,
 )
 from storageproxy.interfaces import IPerformanceMetric, IQuota, IVolume, capabilities
-from storageproxy.schema import ByteSize, FileName, Flag, RelativePath, RelativePaths, Text
 from storageproxy.threads import Progress
 from storageproxy.tokens import TokenKey
-from storageproxy.transfer import downloads
 from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.uploads import Uploads
 from storageproxy.trees import TooSlow
-from storageproxy.vfolder import VFolderID, relative_path
+from storageproxy.vfolder import relative_path
 from storageproxy.volumes import Volumes
 
 SECRET_HEADER = "x-backendai-storage-auth-token"
 
 #: Paths in one call of mkdir, as managers of 24.03 and later limit them.
 MAX_PATHS = 50
-
-
-@frozen
-class Nothing:
-    """No parameters."""
-
-
-@frozen
-class OnVolume:
-    """A volume."""
-
-    volume: Text
-
-
-@frozen
-class OnFolder(OnVolume):
-    """A vfolder."""
-
-    vfid: VFolderID
-
-
-@frozen
-class CreationOptions:
-    """``options`` of a creation; those of later releases are for quota scopes."""
-
-    quota: ByteSize | None = None
-
-
-@frozen
-class Create(OnFolder):
-    """A vfolder to make."""
-
-    options: CreationOptions | None = None
-    mode: int | None = None
-
-
-@frozen
-class Clone:
-    """Two vfolders."""
-
-    src_volume: Text
-    src_vfid: VFolderID
-    dst_vfid: VFolderID
-    dst_volume: Text | None = None
-
-
-@frozen
-class Mount(OnFolder):
-    """A vfolder, and a path in it that has to be inside."""
-
-    subpath: str = "."
-
-
-@frozen
-class Quota(OnVolume):
-    """What a quota is for."""
-
-    vfid: VFolderID | None = None
-
-
-@frozen
-class NewQuota(Quota):
-    """A quota to set."""
-
-    size_bytes: ByteSize = field(kw_only=True)
-
-
-@frozen
-class Metadata(OnFolder):
-    """Metadata to keep, in base64."""
-
-    payload: str
-
-
-@frozen
-class OnPath(OnFolder):
-    """A path in a vfolder."""
-
-    relpath: RelativePath
-
-
-@frozen
-class MakeDirectories(OnFolder):
-    """Directories to make."""
-
-    relpath: RelativePaths
-    parents: Flag = Flag(True)
-    exist_ok: Flag = Flag(False)
-
-
-@frozen
-class Rename(OnPath):
-    """A file or directory, and its new name; ``is_dir`` of some eras means nothing."""
-
-    new_name: FileName
-
-
-@frozen
-class Move(OnFolder):
-    """Two paths in a vfolder."""
-
-    src_relpath: RelativePath
-    dst_relpath: RelativePath
-
-
-@frozen
-class Upload(OnPath):
-    """A file to come, and its size in bytes."""
-
-    size: int
-
-
-@frozen
-class Delete(OnFolder):
-    """Files, and with ``recursive`` directories."""
-
-    relpaths: list[RelativePath]
-    recursive: Flag = Flag(False)
-
-
-@frozen
-class Answer:
-    """A JSON answer with a status of its own."""
-
-    document: Mapping[str, Any]
-    status: int
-
-
-@frozen
-class Stream:
-    """An answer with the contents of a file."""
-
-    volume: IVolume
-    file: File
-    size: int
 
 
 class MountRefused(StorageProxyError):
@@ -206,72 +75,6 @@ class MountRefused(StorageProxyError):
     suffix = "invalid-api-params"
     error_code = "vfolder_read_invalid-parameters"
     title = "Invalid API parameters"
-
-
-def rpc(
-    app: Klein, method: str, path: str, cls: type[Any], limit: int = MAX_JSON
-) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], Any]:
-    """
-    A route for managers: with the secret, and with parameters as a JSON body, on GET also.
-
-    What the method returns is the answer: nothing (204), a JSON document (200), or an
-    :class:`Answer` or :class:`Stream`.
-
-    :param cls: the attrs class of the parameters; :class:`Nothing` takes no body at all.
-    :param limit: bytes of the body.
-    """
-
-    def decorate(method_: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-        @functools.wraps(method_)
-        async def endpoint(self: ManagerAPI, request: StreamingRequest) -> bytes | None:
-            request.route = path
-            self.authorize(request)
-            params = await _read(request, cls, limit)
-            try:
-                answer = await method_(self, params)
-                return await _answer(request, answer)
-            except OSError as error:
-                raise _explain(error, params) from error
-
-        routed = app.route(path, methods=[method])(endpoint)
-        for rule in app.url_map.iter_rules():
-            # werkzeug adds HEAD to each GET; an RPC has none, as in the original.
-            if rule.rule == path and rule.methods is not None:
-                rule.methods.discard("HEAD")
-        return routed
-
-    return decorate
-
-
-async def _read(request: StreamingRequest, cls: type[Any], limit: int) -> Any:
-    if cls is not Nothing:
-        return parameters(await read_json(request, limit), cls)
-    if request.body_length != 0:
-        raise MalformedRequest("Malformed request (request body should be empty)")
-    return cls()
-
-
-async def _answer(request: StreamingRequest, answer: Any) -> bytes | None:
-    if answer is None:
-        request.setResponseCode(204)
-        return None
-    if isinstance(answer, Answer):
-        return answer_json(request, answer.document, answer.status)
-    if not isinstance(answer, Stream):
-        return answer_json(request, answer)
-    request.setHeader(b"Content-Type", b"application/octet-stream")
-    try:
-        body = downloads.whole(answer.file, answer.size)
-        await downloads.send(request, answer.volume.threads, body)
-    finally:
-        answer.volume.threads.clean_up(answer.file.close)
-    return None
-
-
-def _explain(error: OSError, params: Any) -> StorageProxyError:
-    names = ("relpath", "src_relpath", "dst_relpath", "subpath")
-    paths = [value for name in names if isinstance(value := getattr(params, name, None), str)]
-    return from_os_error(error, getattr(params, "volume", None) or params.src_volume, paths)
 
 
 class ManagerAPI:
