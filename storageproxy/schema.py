@@ -244,8 +244,10 @@ register(Duration, duration)
 register(RelativePath, lambda value: relative_path(text(value)))
 register(
     RelativePaths,
-    lambda value: converter.structure(
-        value if isinstance(value, list) else [value], list[RelativePath]
+    lambda value: (
+        converter.structure(value, list[RelativePath])
+        if isinstance(value, list)
+        else [relative_path(text(value))]
     ),
 )
 register(FileName, lambda value: file_name(text(value)))
