@@ -4,6 +4,7 @@ The client API: uploads by tus, downloads by ranged HTTP, for holders of a token
 
 from __future__ import annotations
 
+import os
 import posixpath
 import stat
 from collections.abc import Callable
@@ -253,25 +254,30 @@ class ClientAPI:
             request.setHeader(b"Cache-Control", b"no-store")
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
         try:
-            file = await volume.threads.submit(
+            opened = await volume.threads.submit(
                 partial(_open, volume, token, path), volume.threads.deadline, _close
             )
-            if file is None:
+            if opened is None:
                 if not (options.archive or token.archive):
                     raise NotRegularFile()
                 await self._send_archive(request, volume, token, path)
                 return
+            file, status = opened
             try:
-                await self._send_file(request, volume, file, path)
+                await self._send_file(request, volume, file, status, path)
             finally:
                 volume.threads.clean_up(file.close)
         except OSError as error:
             raise from_os_error(error, volume.name, [path]) from error
 
     async def _send_file(
-        self, request: StreamingRequest, volume: IVolume, file: File, path: str
+        self,
+        request: StreamingRequest,
+        volume: IVolume,
+        file: File,
+        status: os.stat_result,
+        path: str,
     ) -> None:
-        status = await volume.threads.run(file.status)
         headers = request.header_map()
         validators = Validators.of(status)
         request.setHeader(b"ETag", validators.etag.encode("ascii"))
@@ -342,14 +348,15 @@ def allow_origin(request: StreamingRequest) -> None:
         request.setHeader(name.encode("ascii"), value.encode("latin-1", "replace"))
 
 
-def _open(volume: IVolume, token: DownloadToken, path: str) -> File | None:
+def _open(volume: IVolume, token: DownloadToken, path: str) -> tuple[File, os.stat_result] | None:
     """
-    The file that a token is for, or None when it is a directory.
+    The file that a token is for and its state, or None when it is a directory.
     """
     try:
         with _open_folder(volume, token) as folder:
             try:
-                return folder.open_file(path)
+                file = folder.open_file(path)
+                return file, file.status()
             except NotRegularFile:
                 if stat.S_ISDIR(folder.status(path, follow=True).st_mode):
                     return None
@@ -361,9 +368,9 @@ def _open(volume: IVolume, token: DownloadToken, path: str) -> File | None:
         raise (FileNotFound() if translated.status == 400 else translated) from None
 
 
-def _close(file: File | None) -> None:
-    if file is not None:
-        file.close()
+def _close(opened: tuple[File, os.stat_result] | None) -> None:
+    if opened is not None:
+        opened[0].close()
 
 
 def _open_folder(volume: IVolume, token: DownloadToken) -> Directory:

@@ -37,7 +37,7 @@ Chunks = Generator[bytes, None, None]
 
 
 class Changed(Exception):
-    """The file has become shorter while it was sent; the answer cannot be completed."""
+    """There is less than was announced, as a file has become shorter while it was sent."""
 
 
 @frozen
@@ -124,14 +124,16 @@ class ThreadedProducer(StaticProducer):
 
     :param request: the answer's headers are set, and nothing is written yet.
     :param threads: the volume's.
-    :param chunks: yields bytes; its own ``finally`` frees what it holds.
+    :param body: what to send; the ``finally`` of its generator frees what that holds.
     """
 
-    def __init__(self, request: StreamingRequest, threads: IThreads, chunks: Chunks) -> None:
+    def __init__(self, request: StreamingRequest, threads: IThreads, body: Body) -> None:
+        chunks = body.chunks()
         super().__init__(request, chunks)
         self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
         self._threads = threads
         self._chunks = chunks
+        self._left = body.length
         self._paused = True
         self._reading = False
         self._timer: IDelayedCall | None = None
@@ -183,11 +185,15 @@ class ThreadedProducer(StaticProducer):
         self._reading = False
         if self.request is None:
             self._release()
-        elif data:
-            self.request.write(data)
-            self._read()
+        elif not data:
+            self._end(Failure(Changed()))
         else:
-            self._end(None)
+            self._left -= len(data)
+            self.request.write(data)
+            if self.request is None or self._left > 0:
+                self._read()
+            else:
+                self._end(None)
 
     def _failed(self, failure: Failure) -> None:
         self._reading = False
@@ -223,10 +229,10 @@ async def send(request: StreamingRequest, threads: IThreads, body: Body) -> None
     connection, so that no client takes a part for the whole.
     """
     request.setHeader(b"Content-Length", b"%d" % body.length)
-    if request.method == b"HEAD":
+    if request.method == b"HEAD" or not body.length:
         return
     try:
-        await ThreadedProducer(request, threads, body.chunks()).start()
+        await ThreadedProducer(request, threads, body).start()
     except CancelledError:
         raise
     except (Changed, OSError, StorageProxyError) as error:
