@@ -133,8 +133,6 @@ class StorageProxy(MultiService):
         notify(self._environ, "STOPPING=1")
         self.manager.draining = True
         self._janitor.stopService()
-        for factory, _ in self._sites:
-            factory.draining = True
         for listening in self._listening:
             await _waited((await listening).stopListening())
         # Uploads cannot end by themselves in a moment: what has come is kept, and a client comes
@@ -144,7 +142,7 @@ class StorageProxy(MultiService):
         uploads = Deferred.fromCoroutine(_within(self._reactor, SETTLE, settled))
         answers = gatherResults(
             [
-                *(factory.idle() for factory, _ in self._sites),
+                *(factory.drain() for factory, _ in self._sites),
                 Deferred.fromCoroutine(self._background.wait()),
             ],
             consumeErrors=True,
@@ -152,8 +150,8 @@ class StorageProxy(MultiService):
         await _within(self._reactor, GRACE, answers)
         await uploads
         for factory, _ in self._sites:
-            for request in list(factory.active):
-                request.abort()
+            for channel in list(factory.connections):
+                channel.forceAbortClient()
         for volume in self.volumes:
             volume.threads.stop()
         self._remove_pid()

@@ -355,12 +355,21 @@ class DrainTests(ServiceCase):
 
     def test_not_ready_meanwhile(self) -> None:
         """While it ends, a daemon sends new work elsewhere."""
-        connected = self.connect(6022)
-        self.threads.held = True
-        self.download()
+        asking = self.connect(6022)
+        asking.send(b"GET /readyz HTTP/1.1\r\n")
         self.stop()
-        connected.request("GET", "/readyz")
-        self.assertEqual(connected.answers()[0].status, 503)
+        asking.send(b"Host: localhost\r\n\r\n")
+        self.assertEqual(asking.answers()[0].status, 503)
+
+    def test_answers_are_sent(self) -> None:
+        """What is written of an answer is sent before the daemon ends."""
+        wire = self.download()
+        self.threads.release()
+        stopping = self.stop()
+        self.assertFalse(wire.aborted)
+        self.assertTrue(wire.disconnecting)
+        self.reactor.advance(0)
+        self.successResultOf(stopping)
 
     def test_threads_end(self) -> None:
         """The volumes' threads end with the daemon."""

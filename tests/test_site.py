@@ -22,7 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from storageproxy.config import ListenerSettings
 from storageproxy.service import endpoint, tls_options
-from storageproxy.transfer.request import SHORT_REST, StreamingRequest
+from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.site import IDLE, StreamingSite
 from tests.harness import Wire, make_certificate
 
@@ -58,14 +58,17 @@ class StreamingSiteTests(SynchronousTestCase):
         self.ask()
         self.assertIsInstance(self.resource.requests[0], StreamingRequest)
 
-    def test_idle_at_first(self) -> None:
-        """A site that nobody has asked anything is idle."""
-        self.successResultOf(self.site.idle())
+    def test_drained_at_first(self) -> None:
+        """A site without connections can end at once."""
+        self.successResultOf(self.site.drain())
 
-    def test_idle_with_open_connections(self) -> None:
-        """Connections without a request do not keep the daemon from ending."""
-        Wire(self.site, self.clock)
-        self.successResultOf(self.site.idle())
+    def test_idle_connections_are_closed(self) -> None:
+        """Connections without a request are closed, which does not take long."""
+        wire = Wire(self.site, self.clock)
+        drained = self.site.drain()
+        self.assertTrue(wire.disconnecting)
+        wire.disconnect()
+        self.successResultOf(drained)
 
     def test_knows_what_is_under_way(self) -> None:
         """A request is known from its headers to its answer."""
@@ -82,35 +85,43 @@ class StreamingSiteTests(SynchronousTestCase):
     def test_client_gone(self) -> None:
         """A request whose client is gone is not waited for."""
         wire = self.ask()
-        idle = self.site.idle()
+        drained = self.site.drain()
         wire.disconnect()
-        self.successResultOf(idle)
+        self.successResultOf(drained)
 
     def test_waits_for_all(self) -> None:
-        """It is idle when the last of several answers is given."""
-        self.ask()
-        self.ask()
-        first, second = self.site.idle(), self.site.idle()
-        self.resource.requests[0].finish()
-        self.assertNoResult(first)
-        self.resource.requests[1].finish()
+        """It is drained when the last of several answers has left."""
+        wires = [self.ask(), self.ask()]
+        first, second = self.site.drain(), self.site.drain()
+        for wire, request in zip(wires, self.resource.requests, strict=True):
+            self.assertFalse(wire.disconnecting)
+            self.assertNoResult(first)
+            request.finish()
+            # What was written is still on its way to the client.
+            self.assertTrue(wire.disconnecting)
+            self.assertFalse(wire.aborted)
+            self.assertNoResult(first)
+            wire.disconnect()
         self.successResultOf(first)
         self.successResultOf(second)
 
-    def test_refused_bodies_are_not_waited_for(self) -> None:
-        """The rest of a refused body does not keep the daemon from ending."""
-        self.ask(SHORT_REST * 4)
+    def test_answer_that_had_begun(self) -> None:
+        """A connection that was to be kept is closed behind its answer all the same."""
+        wire = self.ask()
+        self.resource.requests[0].write(b"begun")
+        self.site.drain()
+        self.assertFalse(wire.disconnecting)
         self.resource.requests[0].finish()
-        self.successResultOf(self.site.idle())
+        self.assertTrue(wire.disconnecting)
 
     def test_waiting_can_be_given_up(self) -> None:
         """Who waits no more is not called later on."""
-        self.ask()
-        idle = self.site.idle()
-        idle.addErrback(lambda failure: None)
-        idle.cancel()
-        self.resource.requests[0].finish()
-        self.assertIsNone(self.successResultOf(idle))
+        wire = self.ask()
+        drained = self.site.drain()
+        drained.addErrback(lambda failure: None)
+        drained.cancel()
+        wire.disconnect()
+        self.assertIsNone(self.successResultOf(drained))
 
     def test_no_http_2(self) -> None:
         """HTTP/2 is left to the web server in front."""

@@ -51,7 +51,24 @@ class StreamingChannel(HTTPChannel):
     the end of a request's headers.
     """
 
+    factory: Any
     transport: Any
+
+    def connectionMade(self) -> None:
+        """The connection is open."""
+        super().connectionMade()
+        self.factory.connected(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is closed."""
+        super().connectionLost(reason)
+        self.factory.disconnected(self)
+
+    def requestDone(self, request: Request) -> None:
+        """A request is answered."""
+        if self.factory.draining:
+            self.persistent = False
+        super().requestDone(request)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
@@ -207,7 +224,7 @@ class StreamingRequest(Request):
         )
         self.setHeader(b"X-Request-ID", self.request_id.encode("ascii"))
         self._site = self.channel.site
-        self._site.begun(self)
+        self._site.active.add(self)
         if ITCPTransport.providedBy(self.transport):
             # Finds out about clients that vanish without a word.
             self.transport.setTcpKeepAlive(True)
@@ -373,7 +390,7 @@ class StreamingRequest(Request):
     def _ended(self, aborted: bool) -> None:
         if self._site is None:
             return
-        self._site.ended(self)
+        self._site.active.discard(self)
         log.info(
             "{method} {route} {status} {bytes_sent} B {duration:.3f} s",
             log_access=True,

@@ -20,11 +20,12 @@ IDLE = 75
 class StreamingSite(Site):
     """
     A site whose requests are :class:`~storageproxy.transfer.request.StreamingRequest` objects, and
-    which knows those under way, so that they can end before the daemon does.
+    which knows its connections, so that they can end before the daemon does.
 
     :param resource: what answers.
     :param reactor: for timeouts.
     :ivar active: the requests under way.
+    :ivar connections: the open connections.
     :ivar draining: whether connections are closed after their next answer.
     """
 
@@ -35,30 +36,37 @@ class StreamingSite(Site):
     def __init__(self, resource: IResource, reactor: Any) -> None:
         super().__init__(resource, StreamingRequest, timeout=IDLE, reactor=reactor)
         self.active: set[StreamingRequest] = set()
+        self.connections: set[StreamingChannel] = set()
         self.draining = False
-        self._waiting: list[Deferred[None]] = []
+        self._drained: list[Deferred[None]] = []
 
-    def begun(self, request: StreamingRequest) -> None:
-        """A request is under way."""
-        self.active.add(request)
-
-    def ended(self, request: StreamingRequest) -> None:
-        """A request is answered, or its client is gone."""
-        self.active.discard(request)
-        if not self.active:
-            waiting, self._waiting = self._waiting, []
-            for idle in waiting:
-                idle.callback(None)
-
-    def idle(self) -> Deferred[None]:
+    def drain(self) -> Deferred[None]:
         """
-        :return: a Deferred that fires when no request is under way.
+        Close each connection, after the answer that is under way.
+
+        :return: a Deferred that fires when none is left, and all that was answered is sent.
         """
-        if not self.active:
+        self.draining = True
+        for channel in list(self.connections):
+            if not channel.requests:
+                channel.loseConnection()
+        if not self.connections:
             return succeed(None)
-        waiting: Deferred[None] = Deferred(self._waiting.remove)
-        self._waiting.append(waiting)
-        return waiting
+        drained: Deferred[None] = Deferred(self._drained.remove)
+        self._drained.append(drained)
+        return drained
+
+    def connected(self, channel: StreamingChannel) -> None:
+        """A connection is open."""
+        self.connections.add(channel)
+
+    def disconnected(self, channel: StreamingChannel) -> None:
+        """A connection is closed."""
+        self.connections.discard(channel)
+        if not self.connections:
+            waiting, self._drained = self._drained, []
+            for drained in waiting:
+                drained.callback(None)
 
     def acceptableProtocols(self) -> list[bytes]:
         """What is offered on TLS: HTTP/2 in Twisted moves 64 KiB for each round trip."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 import http.client
 import os
 import pwd
+import shutil
 import signal
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ class FaultCase(SynchronousTestCase):
     """A test with a daemon, and mounts, of its own."""
 
     def setUp(self) -> None:
-        self.root = Path(self.mktemp()).resolve()
-        self.root.mkdir(parents=True)
+        # Where an ordinary user can get to, which a checkout's parents need not allow.
+        self.root = Path(tempfile.mkdtemp()).resolve()
+        self.addCleanup(shutil.rmtree, self.root, ignore_errors=True)
         self.root.chmod(0o755)
 
     def start(self, daemon: Daemon) -> Daemon:
@@ -220,7 +223,6 @@ class OrdinaryUserTests(FaultCase):
                 "group = -1\n", f"group = {group}\n"
             )
         )
-        self.root.parent.chmod(0o755)
         for path in daemon.volumes.values():
             path.chmod(0o777)
         self.daemon = self.start(daemon)
