@@ -113,9 +113,12 @@ class VFSVolume:
             return
         self._emptying_trash = True
         try:
+            failed: OSError | None = None
             while self._trash_is_full:
                 self._trash_is_full = False
-                await self.threads.run_long(self._empty_trash)
+                failed = await self.threads.run_long(self._empty_trash)
+            if failed is not None:
+                raise failed
         finally:
             self._emptying_trash = False
 
@@ -208,26 +211,24 @@ class VFSVolume:
                     os.rmdir("/".join(prefix[:depth]), dir_fd=root.descriptor)
         return True
 
-    def _empty_trash(self, progress: Progress) -> None:
+    def _empty_trash(self, progress: Progress) -> OSError | None:
+        failed: OSError | None = None
         with self.open_root() as root:
             try:
                 trash = root.descend(TRASH, links=False)
             except FileNotFoundError:
-                return
+                return None
             with trash:
-                failed: list[OSError] = []
                 for name in os.listdir(trash.descriptor):
                     try:
                         trees.remove(trash, name, progress.step)
-                    except FileNotFoundError:
-                        pass
-                    except NotADirectoryError:
-                        os.unlink(name, dir_fd=trash.descriptor)
                     except OSError as error:
-                        # The others need not stay for that one.
-                        failed.append(error)
-                if failed:
-                    raise failed[0]
+                        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                            os.unlink(name, dir_fd=trash.descriptor)
+                        elif error.errno != errno.ENOENT:
+                            # The others need not stay for that one.
+                            failed = error
+        return failed
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:

@@ -34,7 +34,7 @@ _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
 #: ``linux/fs.h``: SYNC_FILE_RANGE_WRITE, and with it SYNC_FILE_RANGE_WAIT_BEFORE and _AFTER.
 _WRITE, _WRITE_AND_WAIT = 2, 7
-_sync_file_range = ctypes.CDLL(None).sync_file_range
+_sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 
 
 class _OpenHow(ctypes.Structure):
@@ -122,6 +122,18 @@ def _supported() -> bool:
 
 #: How a path is opened beneath a directory on this kernel.
 open_beneath = _openat2 if _supported() else _walk
+
+
+class WritebackError(OSError):
+    """Bytes that were written are lost on their way to the disk; which ones is not told."""
+
+
+@contextmanager
+def _telling_losses() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WritebackError(error.errno, error.strerror) from None
 
 
 class _Closing:
@@ -216,15 +228,20 @@ class File(_Closing):
         :meth:`sync_data` short.
 
         :param wait: return when they are there, rather than when it has begun.
+        :raises WritebackError: when bytes are lost.
         """
         if start < stop:
             with self.descriptor() as descriptor:
-                _sync_file_range(
+                failed = _sync_file_range(
                     ctypes.c_int(descriptor),
                     ctypes.c_int64(start),
                     ctypes.c_int64(stop - start),
                     ctypes.c_uint(_WRITE_AND_WAIT if wait else _WRITE),
                 )
+                number = ctypes.get_errno() if failed else 0
+            # The kernel tells each loss once: were it missed here, a later sync would succeed.
+            if number and number not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
+                raise WritebackError(number, os.strerror(number))
 
     def truncate(self, size: int) -> None:
         """Cut the file, or let it grow, to a number of bytes."""
@@ -232,13 +249,17 @@ class File(_Closing):
             os.ftruncate(descriptor, size)
 
     def sync_data(self) -> None:
-        """Return when its bytes are on stable storage (fdatasync(2))."""
-        with self.descriptor() as descriptor:
+        """
+        Return when its bytes are on stable storage (fdatasync(2)).
+
+        :raises WritebackError: when some of them are lost.
+        """
+        with self.descriptor() as descriptor, _telling_losses():
             os.fdatasync(descriptor)
 
     def sync(self) -> None:
         """Return when its bytes and its metadata are on stable storage (fsync(2))."""
-        with self.descriptor() as descriptor:
+        with self.descriptor() as descriptor, _telling_losses():
             os.fsync(descriptor)
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ class VolumeThreads:
             raise VolumeUnavailable(f"volume {self.name}: all its threads are stuck")
         if len(self._queue) >= self.backlog:
             raise VolumeUnavailable(f"volume {self.name}: too many calls are waiting")
-        deferred: Deferred[T] = Deferred(lambda _: self._abandon(call, CancelledError()))
+        deferred: Deferred[T] = Deferred(lambda _: self._abandon(call))
         call = _Call(function, deferred, discard)
         if deadline is not None:
             call.timer = self.reactor.callLater(deadline, self._late, call, deadline)
@@ -160,7 +160,8 @@ class VolumeThreads:
             nonlocal timer, stalled
             if progress.steps == steps:
                 stalled = True
-                self._mark_stuck(call)
+                if call.started:
+                    self._mark_stuck(call)
                 call.deferred.cancel()
             else:
                 timer = self.reactor.callLater(self.deadline, watch, progress.steps)
@@ -267,30 +268,33 @@ class VolumeThreads:
             self.clean_up(lambda: discard(result))
 
     def _late(self, call: _Call, deadline: float) -> None:
-        self._mark_stuck(call)
+        hanging = self._take_back(call)
+        if hanging:
+            self._mark_stuck(call)
         self._log.warn(
             "Volume {name}: a call has {what} for {deadline} s. Its mount may be dead:"
             " look at it and at the server behind it.",
             name=self.name,
-            what="not come back" if call.overdue else "waited in vain for a thread",
+            what="not come back" if hanging else "waited in vain for a thread",
             deadline=deadline,
         )
-        self._abandon(
-            call, VolumeUnavailable(f"volume {self.name}: no answer for {deadline:g} seconds")
-        )
+        if not call.deferred.called:
+            call.deferred.errback(
+                VolumeUnavailable(f"volume {self.name}: no answer for {deadline:g} seconds")
+            )
 
-    def _mark_stuck(self, call: _Call) -> None:
-        with self._ready:
-            call.overdue = call.started
-        if call.overdue:
-            self._stuck += 1
-
-    def _abandon(self, call: _Call, reason: Exception) -> None:
+    def _take_back(self, call: _Call) -> bool:
+        """Have a call not made; whether it has begun already."""
         with self._ready:
             if not call.started:
                 self._queue.remove(call)
+            return call.started
+
+    def _mark_stuck(self, call: _Call) -> None:
+        call.overdue = True
+        self._stuck += 1
+
+    def _abandon(self, call: _Call) -> None:
         # The timer of one that has begun goes on: whether it hangs is to be known all the same.
-        if not call.started and call.timer is not None and call.timer.active():
+        if not self._take_back(call) and call.timer is not None and call.timer.active():
             call.timer.cancel()
-        if not call.deferred.called:
-            call.deferred.errback(Failure(reason))

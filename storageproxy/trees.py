@@ -85,7 +85,7 @@ def walk(
     memory, besides the names of directories.
 
     :param skip: the name of an entry at the top to pass over.
-    :param forgive: the errors with which a directory below the top is passed over.
+    :param forgive: the errors with which what is below the top is passed over.
     :param step: called for each directory and entry; what it raises ends the walk.
     :return: for each, its path ("" for the top), itself (open until the next step), its entries
         (each to be taken before the next step).
@@ -102,7 +102,7 @@ def walk(
             raise
         with directory, os.scandir(directory.descriptor) as found:
             wanted = found if path or skip is None else _without(found, skip)
-            yield path, directory, _entries(path, wanted, pending, step)
+            yield path, directory, _entries(path, wanted, pending, forgive, step)
 
 
 def _without(found: Iterable[os.DirEntry[str]], name: str) -> Iterator[os.DirEntry[str]]:
@@ -113,6 +113,7 @@ def _entries(
     path: str,
     found: Iterable[os.DirEntry[str]],
     pending: list[str],
+    forgive: frozenset[int],
     step: Callable[[], None],
 ) -> Iterator[Entry]:
     for item in found:
@@ -120,8 +121,10 @@ def _entries(
         inner = f"{path}/{item.name}" if path else item.name
         try:
             status = item.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
+        except OSError as error:
+            if error.errno in forgive:
+                continue
+            raise
         if stat.S_ISDIR(status.st_mode):
             pending.append(inner)
         yield Entry(inner, status)
@@ -170,7 +173,8 @@ def usage(
             progress.step()
 
     files = used_bytes = 0
-    for _, _, entries in walk(top, step=step):
+    # What people have closed to us counts as far as it can be seen.
+    for _, _, entries in walk(top, forgive=VANISHED | {errno.EACCES}, step=step):
         step()
         for entry in entries:
             if stat.S_ISREG(entry.status.st_mode) or stat.S_ISLNK(entry.status.st_mode):
@@ -192,11 +196,17 @@ def remove(parent: Directory, name: str, step: Callable[[], None] = lambda: None
         # Somebody may go on filling it.
         for _ in range(MAX_ROUNDS):
             inner = _unlink_files(top, step)
-            if not inner:
-                break
             for below in inner:
                 _flatten(top, below, step)
-    os.rmdir(name, dir_fd=parent.descriptor)
+            if inner:
+                continue
+            try:
+                os.rmdir(name, dir_fd=parent.descriptor)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
 def _enter(parent: Directory, name: str) -> Directory:

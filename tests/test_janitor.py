@@ -129,10 +129,10 @@ class SweepTests(JanitorTestCase):
         sweep = staging.sweep
         deleted: list[bool] = []
 
-        def delete(folder: Any, before: float) -> int:
+        def delete(folder: Any, *args: Any) -> int:
             for vfid in (bare_id(1), bare_id(2)):
                 deleted.append(result_of(self.volume.delete_folder(vfid)))
-            return sweep(folder, before)
+            return sweep(folder, *args)
 
         self.patch(staging, "sweep", delete)
         self.sweep()

@@ -95,6 +95,16 @@ class RequestCase(SynchronousTestCase):
 
 
 class BodyTests(RequestCase):
+    def test_body_that_nobody_takes(self) -> None:
+        """Once an answer has begun, a body that nobody has asked for is not kept."""
+        self.wire.request("PATCH", "/", length=1000)
+        request = self.route.requests[0]
+        self.wire.send(b"kept until then")
+        request.write(b"an answer")
+        request.resumeProducing()
+        self.wire.send(b"x" * 100)
+        self.assertEqual(request._arrived, [])
+
     def test_runs_when_the_headers_are_complete(self) -> None:
         """A route is called before the first byte of the body has come."""
         self.wire.request("PATCH", "/upload?token=x&y=%20", length=10)
@@ -432,6 +442,23 @@ class IdleTests(RequestCase):
         self.clock.advance(IDLE - 1)
         self.assertFalse(self.wire.disconnecting)
         self.clock.advance(1)
+        self.clock.advance(0)
+        self.assertTrue(self.wire.closed)
+
+    def test_request_line_byte_by_byte(self) -> None:
+        """A request that comes byte by byte is not waited for longer than a silent one."""
+        for _ in range(IDLE):
+            self.wire.send(b"G")
+            self.clock.advance(1)
+        self.clock.advance(0)
+        self.assertTrue(self.wire.closed)
+
+    def test_headers_byte_by_byte(self) -> None:
+        """Nor are its headers."""
+        self.wire.send(b"GET / HTTP/1.1\r\n")
+        for _ in range(IDLE + 1):
+            self.wire.send(b"X")
+            self.clock.advance(1)
         self.clock.advance(0)
         self.assertTrue(self.wire.closed)
 

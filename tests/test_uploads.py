@@ -5,6 +5,7 @@ client API: what a client sees, and what is on the disk.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -29,6 +30,7 @@ from hypothesis.stateful import (
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from storageproxy import beneath
 from storageproxy.beneath import File
 from storageproxy.errors import InvalidSubpath, TargetConflict, VFolderNotFound
 from storageproxy.transfer import sink
@@ -486,6 +488,50 @@ class FailureTests(UploadCase):
         answer = self.patch_at(0, b"abcd").answers()[0]
         self.assertEqual(answer.status, 500)
         self.assertNotIn("upload-offset", answer.headers)
+
+    def test_lost_bytes_are_forgotten(self) -> None:
+        """The kernel tells of lost bytes once; they are not told later on, when it is silent."""
+        self.patch_at(0, b"abcd")
+        fdatasync, failures = os.fdatasync, [errno.EIO]
+
+        def fails_once(descriptor: int) -> None:
+            if failures:
+                raise OSError(failures.pop(), "lost")
+            fdatasync(descriptor)
+
+        self.patch(os, "fdatasync", fails_once)
+        self.assertEqual(self.patch_at(4, b"efgh").answers()[0].status, 500)
+        self.assertEqual(self.offset(), 4)
+        self.patch_at(4, self.content[4:])
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_lost_bytes_found_by_a_head(self) -> None:
+        """A session whose bytes are lost between two requests is given up, not guessed at."""
+        self.patch_at(0, b"abcd")
+
+        def fails(descriptor: int) -> None:
+            raise OSError(errno.EIO, "lost")
+
+        patch = self.patch(os, "fdatasync", fails)
+        self.assertEqual(self.ask("HEAD").status, 500)
+        patch.restore()
+        self.assertEqual(self.ask("HEAD").status, 404)
+
+    def test_write_back_tells_losses(self) -> None:
+        """Bytes that are lost while more come end the upload at the offset before."""
+        self.patch(sink, "WINDOW", 4)
+        lost = [0, -1]
+
+        def sync_file_range(*args: Any) -> int:
+            ctypes.set_errno(errno.ENOSPC)
+            return lost.pop(0) if lost else 0
+
+        self.patch(beneath, "_sync_file_range", sync_file_range)
+        self.patch_at(0, b"abcd")
+        self.assertEqual(self.offset(), 4)
+        self.patch(sink, "WINDOW", 2)
+        self.assertEqual(self.patch_at(4, b"efgh").answers()[0].status, 507)
+        self.assertEqual(self.offset(), 4)
 
     def test_volume_hangs(self) -> None:
         """An upload to a volume that hangs is answered in bounded time, with a time to retry."""

@@ -122,6 +122,14 @@ class VFSVolumeTests(SynchronousTestCase):
             pass
         self.assertEqual(os.listdir(trash), [stubborn])
 
+    def test_link_in_trash(self) -> None:
+        """A link among what was deleted is removed itself."""
+        trash = os.path.join(self.volume.path, ".storage-proxy", "trash")
+        os.makedirs(trash)
+        os.symlink("/", os.path.join(trash, "link"))
+        result_of(self.volume.empty_trash())
+        self.assertEqual(os.listdir(trash), [])
+
     def test_file_in_trash(self) -> None:
         """Something that is no directory, deleted in the place of a folder, is removed too."""
         os.makedirs(os.path.join(self.path, *bare_id(1).layout[:-1]))

@@ -104,13 +104,13 @@ def sweep(open_root: Callable[[], Directory], before: float, progress: Progress)
     """
     removed = 0
     with open_root() as root:
-        staging.sweep_completed(root, before)
+        staging.sweep_completed(root, before, progress.step)
         for folder in vfolders(root):
             with folder:
                 progress.step()
                 # One that its owner has closed to us is no reason to leave the others.
                 with suppress(OSError):
-                    removed += staging.sweep(folder, before)
+                    removed += staging.sweep(folder, before, progress.step)
     return removed
 
 

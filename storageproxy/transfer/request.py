@@ -72,7 +72,7 @@ class StreamingChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
-        if self.line_mode and self.requests:
+        if self.line_mode and (self.requests or self._buffer):
             # Headers that come byte by byte do not keep the connection.
             LineReceiver.dataReceived(self, data)
         else:
@@ -91,13 +91,15 @@ class StreamingChannel(HTTPChannel):
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        body = json.dumps(MalformedRequest("this is not HTTP/1.1").document()).encode("ascii")
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nAccess-Control-Allow-Origin: *\r\n"
-            b"Content-Type: application/problem+json; charset=utf-8\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
-        self.loseConnection()
+        if not (self.requests and self.requests[-1].startedWriting):
+            body = json.dumps(MalformedRequest("this is not HTTP/1.1").document()).encode("ascii")
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
+                b"Access-Control-Allow-Origin: *\r\n"
+                b"Content-Type: application/problem+json; charset=utf-8\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+        self.timeoutConnection()
 
 
 class BodyDone(Exception):
@@ -172,11 +174,11 @@ class StreamingRequest(Request):
         self.received += len(data)
         if self._answered:
             self._lingered += len(data)
-            if self._lingered > LINGER_BYTES:
+            if self._lingered > LINGER_BYTES and self._linger_timer is not None:
                 self._close()
         elif self._receiver is not None:
             self._receiver.dataReceived(data)
-        else:
+        elif not self.startedWriting:
             self._arrived.append(data)
         if self._paused:
             # The channel resumes reading when an earlier answer has left its buffer.
@@ -319,6 +321,9 @@ class StreamingRequest(Request):
         if not self.startedWriting and self.channel is not None and self._is_last():
             self.setHeader(b"Connection", b"close")
             self.channel.persistent = False
+        if self._receiver is None:
+            # Who answers without the body does not want it any more.
+            self._arrived = []
         super().write(data)
 
     def abort(self) -> None:
@@ -380,7 +385,8 @@ class StreamingRequest(Request):
     def _close(self) -> None:
         self._end_lingering()
         if self.channel is not None:
-            self.channel.loseConnection()
+            # With an end, where the other side does not close it: TLS waits for that.
+            self.channel.timeoutConnection()
 
     def _end_lingering(self) -> None:
         timer, self._linger_timer = self._linger_timer, None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from secrets import token_hex
 
@@ -268,11 +269,12 @@ def _discard(root: Directory, folder: Directory, session: str) -> None:
         os.rmdir(UPLOADS, dir_fd=folder.descriptor)
 
 
-def sweep(folder: Directory, before: float) -> int:
+def sweep(folder: Directory, before: float, step: Callable[[], None] = lambda: None) -> int:
     """
     Remove what sessions have left that nobody has written to for a long time.
 
     :param before: seconds since the epoch; what was changed later stays.
+    :param step: called for each file.
     :return: how many files were removed.
     """
     removed = 0
@@ -287,6 +289,7 @@ def sweep(folder: Directory, before: float) -> int:
     with uploads:
         # Sessions come before their notes, which go with them.
         for name in sorted(os.listdir(uploads.descriptor)):
+            step()
             removed += _sweep_one(uploads, name, before)
     with suppress(OSError):
         os.rmdir(UPLOADS, dir_fd=folder.descriptor)
@@ -316,7 +319,9 @@ def _unlink_alone(uploads: Directory, note: str) -> None:
         os.unlink(note, dir_fd=uploads.descriptor)
 
 
-def sweep_completed(root: Directory, before: float) -> None:
+def sweep_completed(
+    root: Directory, before: float, step: Callable[[], None] = lambda: None
+) -> None:
     """Forget sessions that were completed before any token that still lives was made."""
     try:
         completed = root.descend(COMPLETED, links=False)
@@ -324,6 +329,7 @@ def sweep_completed(root: Directory, before: float) -> None:
         return
     with completed, os.scandir(completed.descriptor) as found:
         for entry in found:
+            step()
             with suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime < before:
                     os.unlink(entry.name, dir_fd=completed.descriptor)

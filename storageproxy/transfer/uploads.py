@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from storageproxy import tus
 from storageproxy.background import Background
-from storageproxy.beneath import Directory, File
+from storageproxy.beneath import Directory, File, WritebackError
 from storageproxy.errors import (
     ChecksumMismatch,
     NoSuchUpload,
@@ -140,7 +140,13 @@ class Uploads:
         async with self._hold(session) as (staged, _):
             if staged is None:
                 return session.size
-            await self._sync(session, staged.file)
+            try:
+                await self._sync(session, staged.file)
+            except WritebackError:
+                # Bytes that were told may be among those that are lost: nothing here can be
+                # trusted any more.
+                await self._discard(session, staged.file)
+                raise
             return await self._conclude(session, staged.file, staged.offset)
 
     async def _append(self, session: Session, patch: tus.Patch, request: StreamingRequest) -> int:
@@ -185,8 +191,10 @@ class Uploads:
         request.deliver_body(sink)
         try:
             outcome = await sink.done
-        except Exception:
-            if announced is not None:
+            if announced is None:
+                await self._sync(session, staged.file)
+        except Exception as error:
+            if announced is not None or isinstance(error, WritebackError):
                 await self._keep(session, staged.file, staged.offset)
             raise
         if outcome is Outcome.OVERFLOW:
@@ -200,8 +208,6 @@ class Uploads:
                 raise ChecksumMismatch(
                     f"the {announced.algorithm} of the bytes is not the one announced"
                 )
-        else:
-            await self._sync(session, staged.file)
         if outcome is Outcome.CUT:
             raise Interrupted(f"the client is gone, and {sink.offset} bytes are kept")
         return await self._conclude(session, staged.file, sink.offset)
@@ -223,8 +229,11 @@ class Uploads:
         async with self._hold(session) as (staged, _):
             if staged is None:
                 raise NoSuchUpload("the upload is complete, and its file stays")
-            discard = partial(_in_folder, session, staging.discard, session.name, staged.file)
-            await session.volume.threads.run(discard)
+            await self._discard(session, staged.file)
+
+    async def _discard(self, session: Session, file: File) -> None:
+        discard = partial(_in_folder, session, staging.discard, session.name, file)
+        await session.volume.threads.run(discard)
 
     async def _keep(self, session: Session, file: File, size: int) -> None:
         await session.volume.within(session.vfid, staging.settle_checksum, session.name, file, size)
