@@ -175,7 +175,9 @@ class StreamingRequest(Request):
         if self._answered:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES and self._linger_timer is not None:
-                self._close()
+                # It has had its time to see the answer; over TLS an orderly end takes more.
+                self._end_lingering()
+                self.channel.transport.abortConnection()
         elif self._receiver is not None:
             self._receiver.dataReceived(data)
         elif not self.startedWriting:
