@@ -15,11 +15,11 @@ from backends.vfs import TRASH, VFSBackend, VFSVolume
 from storageproxy import trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
+from storageproxy.conformance import VolumeConformance
 from storageproxy.errors import DiskFull, StorageProxyError
 from storageproxy.interfaces import IBackend
 from storageproxy.testing import (
     SynchronousThreads,
-    VolumeConformance,
     bare_id,
     result_of,
     scoped_id,
