@@ -16,9 +16,11 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from socket import socket
 from types import TracebackType
 from typing import Self
 
+from storageproxy import pagecache
 from storageproxy.errors import InvalidSubpath, NotRegularFile
 
 #: ``linux/openat2.h``; the number of the call is the same on all architectures.
@@ -200,6 +202,26 @@ class File(_Closing):
         """Read at an offset; fewer bytes only at the end of the file."""
         with self.descriptor() as descriptor:
             return os.pread(descriptor, size, offset)
+
+    def read_cached(self, offset: int, size: int) -> bytes | None:
+        """See :func:`storageproxy.pagecache.read_cached`."""
+        with self.descriptor() as descriptor:
+            return pagecache.read_cached(descriptor, offset, size)
+
+    def is_cached(self, offset: int, size: int) -> bool:
+        """See :func:`storageproxy.pagecache.is_cached`."""
+        with self.descriptor() as descriptor:
+            return pagecache.is_cached(descriptor, offset, size)
+
+    def send(self, socket: socket, offset: int, size: int) -> int:
+        """
+        Send bytes to a socket without a copy (sendfile(2)).
+
+        :return: how many the socket has taken; 0 at the end of the file.
+        :raises BlockingIOError: when it takes none.
+        """
+        with self.descriptor() as descriptor:
+            return os.sendfile(socket.fileno(), descriptor, offset, size)
 
     def write(self, buffers: Iterable[bytes | bytearray], offset: int) -> int:
         """

@@ -26,7 +26,7 @@ from storageproxy.files import MAX_METADATA
 from storageproxy.interfaces import IPerformanceMetric, IQuota
 from storageproxy.threads import VolumeThreads
 from storageproxy.tokens import DownloadToken, UploadToken
-from storageproxy.transfer.downloads import BLOCK
+from storageproxy.transfer.bodies import BLOCK
 from storageproxy.trees import TooSlow
 from storageproxy.vfolder import VFolderID
 from storageproxy.volumes import Volumes

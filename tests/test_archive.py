@@ -23,7 +23,7 @@ from storageproxy.errors import InvalidSubpath
 from storageproxy.threads import Abandoned, Progress
 from storageproxy.transfer import archive
 from storageproxy.transfer.archive import Member
-from storageproxy.transfer.downloads import BLOCK, Changed
+from storageproxy.transfer.bodies import BLOCK, Changed
 from storageproxy.vfolder import UPLOADS
 from tests.test_beneath import descriptors
 

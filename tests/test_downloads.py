@@ -13,7 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.static import StaticProducer
 
 from storageproxy.transfer.archive import Member, length
-from storageproxy.transfer.downloads import BLOCK, ThreadedProducer, content_disposition
+from storageproxy.transfer.bodies import BLOCK
+from storageproxy.transfer.downloads import content_disposition
+from storageproxy.transfer.producers import ThreadedProducer
 from tests.harness import Answer, Descriptors, Events, MemoryCase, Wire
 
 

@@ -20,7 +20,7 @@ from storageproxy.beneath import Directory
 from storageproxy.errors import StorageProxyError
 from storageproxy.threads import Progress
 from storageproxy.transfer import archive, staging
-from storageproxy.transfer.downloads import Changed
+from storageproxy.transfer.bodies import Changed
 from tests.test_beneath import descriptors
 
 #: How many operations are made while the directories are swapped.

@@ -35,7 +35,7 @@ from storageproxy.interfaces import IVolume
 from storageproxy.schema import Flag, RelativePath
 from storageproxy.threads import Progress
 from storageproxy.tokens import DownloadToken, TokenKey, UploadToken
-from storageproxy.transfer import archive, downloads
+from storageproxy.transfer import archive, bodies, downloads
 from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.uploads import Session, Uploads
 from storageproxy.vfolder import relative_path
@@ -294,14 +294,14 @@ class ClientAPI:
         ranges = select(headers, validators, size) if request.method == b"GET" else None
         media_type = _MEDIA_TYPE
         if ranges is None:
-            body = downloads.whole(file, size)
+            body = bodies.whole(file, size)
         else:
             request.setResponseCode(206)
             if len(ranges) == 1:
-                body = downloads.part(file, ranges[0])
+                body = bodies.part(file, ranges[0])
                 request.setHeader(b"Content-Range", ranges[0].content_range(size).encode("ascii"))
             else:
-                body, media_type = downloads.multipart(file, ranges, size, _MEDIA_TYPE)
+                body, media_type = bodies.multipart(file, ranges, size, _MEDIA_TYPE)
         self._describe(request, media_type, posixpath.basename(path))
         await downloads.send(request, volume.threads, body)
 
@@ -310,7 +310,7 @@ class ClientAPI:
     ) -> None:
         open_folder = partial(_open_folder, volume, token)
 
-        def prepare(progress: Progress) -> downloads.Body:
+        def prepare(progress: Progress) -> bodies.Body:
             with open_folder() as folder:
                 return archive.archive(open_folder, archive.members(folder, path, progress))
 

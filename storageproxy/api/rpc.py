@@ -15,7 +15,7 @@ from storageproxy.api.routing import MAX_JSON, answer_json, parameters, read_jso
 from storageproxy.beneath import File
 from storageproxy.errors import MalformedRequest, StorageProxyError, from_os_error
 from storageproxy.interfaces import IVolume
-from storageproxy.transfer import downloads
+from storageproxy.transfer import bodies, downloads
 from storageproxy.transfer.request import StreamingRequest
 
 
@@ -94,7 +94,7 @@ async def _answer(request: StreamingRequest, answer: Any) -> bytes | None:
         return answer_json(request, answer)
     request.setHeader(b"Content-Type", b"application/octet-stream")
     try:
-        body = downloads.whole(answer.file, answer.size)
+        body = bodies.whole(answer.file, answer.size)
         await downloads.send(request, answer.volume.threads, body)
     finally:
         answer.volume.threads.clean_up(answer.file.close)

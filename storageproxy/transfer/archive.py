@@ -21,7 +21,7 @@ from storageproxy import trees
 from storageproxy.beneath import Directory
 from storageproxy.errors import ArchiveTooLarge, InvalidSubpath
 from storageproxy.threads import Progress
-from storageproxy.transfer.downloads import BLOCK, Body, Changed, Chunks
+from storageproxy.transfer.bodies import BLOCK, Body, Changed, Chunks
 from storageproxy.vfolder import UPLOADS
 
 #: Files of one archive: their names are in memory until it is sent.
@@ -116,7 +116,7 @@ def archive(open_folder: Callable[[], Directory], contents: list[Member]) -> Bod
     :param open_folder: opens the vfolder, in the thread that makes the chunks.
     :param contents: from :func:`members`.
     """
-    return Body(length(contents), partial(_write, open_folder, contents))
+    return Body(length(contents), (partial(_write, open_folder, contents),))
 
 
 def length(contents: Iterable[Member]) -> int:

@@ -1,0 +1,316 @@
+"""
+From a body to a connection: the two producers of an answer's bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IPullProducer,
+    IPushProducer,
+)
+from twisted.python.failure import Failure
+from twisted.web.static import StaticProducer
+from zope.interface import implementer
+
+from storageproxy.interfaces import IThreads
+from storageproxy.transfer.bodies import BLOCK, Body, Changed, Chunks, Extent, Part
+from storageproxy.transfer.request import StreamingRequest
+
+#: Seconds after which a reader that takes nothing is cut off. At 10 kB/s, what the kernel holds for
+#: it may last for several minutes.
+STALLED = 900.0
+
+#: Bytes that one connection may send before it is the turn of the others.
+TURN = 2 * 1024 * 1024
+
+#: What a socket says whose other end is gone.
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT})
+
+
+@implementer(IPushProducer)
+class ThreadedProducer(StaticProducer):
+    """
+    Sends what a generator yields, which runs in a volume's threads, as fast as the client reads.
+    """
+
+    def __init__(self, request: StreamingRequest, threads: IThreads, body: Body) -> None:
+        chunks = body.chunks()
+        super().__init__(request, chunks)
+        self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
+        self._threads = threads
+        self._chunks = chunks
+        self._left = body.length
+        self._paused = True
+        self._reading = False
+        self._timer: IDelayedCall | None = None
+
+    def start(self) -> Deferred[None]:
+        """
+        Begin.
+
+        :return: a Deferred that fires when everything is written to the transport.
+        """
+        self.request.registerProducer(self, True)
+        self.resumeProducing()
+        return self.done
+
+    def resumeProducing(self) -> None:
+        """The client has room."""
+        self._paused = False
+        self._watch(False)
+        self._read()
+
+    def pauseProducing(self) -> None:
+        """The client is slow."""
+        self._paused = True
+        self._watch(True)
+
+    def stopProducing(self) -> None:
+        """The client is gone."""
+        if self.request is not None:
+            self._end(Failure(CancelledError()))
+
+    def _watch(self, stalled: bool) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        if stalled and self.request is not None:
+            self._timer = self.request.reactor.callLater(STALLED, self.request.abort)
+
+    def _read(self) -> None:
+        if self._reading or self._paused or self.request is None:
+            return
+        self._reading = True
+        self._threads.submit(
+            lambda: next(self._chunks, b""),
+            self._threads.slow_deadline,
+            lambda _: self._chunks.close(),
+        ).addCallbacks(self._write, self._failed)
+
+    def _write(self, data: bytes) -> None:
+        self._reading = False
+        if self.request is None:
+            self._release()
+        elif not data:
+            self._end(Failure(Changed()))
+        else:
+            self._left -= len(data)
+            self.request.write(data)
+            if self.request is None or self._left > 0:
+                self._read()
+            else:
+                self._end(None)
+
+    def _failed(self, failure: Failure) -> None:
+        self._reading = False
+        if self.request is None:
+            self._release()
+        else:
+            self._end(failure)
+
+    def _end(self, result: Failure | None) -> None:
+        request, self.request = self.request, None
+        self._watch(False)
+        if request.channel is not None:
+            request.unregisterProducer()
+        if not self._reading:
+            self._release()
+        if not self.done.called:
+            self.done.callback(result)
+
+    def _release(self) -> None:
+        _close(self._threads, self._chunks)
+
+
+@implementer(IPullProducer)
+class KernelProducer:
+    """
+    Sends on a plain socket, past the buffers of the transport: sendfile(2) for what the page cache
+    has of a file, and bytes from a volume's threads for the rest, so that no disk is waited for in
+    the reactor's thread.
+
+    While it sends, it takes the place of the channel as the transport's producer.
+    """
+
+    def __init__(self, request: StreamingRequest, threads: IThreads, body: Body) -> None:
+        self.done: Deferred[None] = Deferred(lambda _: self.stopProducing())
+        self._request: StreamingRequest | None = request
+        self._transport = request.transport
+        self._threads = threads
+        self._parts = deque(body.parts)
+        self._chunks: Chunks | None = None
+        #: What is sent before the next part is looked at.
+        self._data = memoryview(b"")
+        #: What a thread has brought, and is to be sent then.
+        self._fetched: bytes | None = None
+        self._fetching = False
+        self._begun = False
+        self._moved = request.reactor.seconds()
+        self._timer: IDelayedCall | None = None
+
+    def start(self) -> Deferred[None]:
+        """
+        Begin.
+
+        :return: a Deferred that fires when everything is handed to the kernel.
+        """
+        assert self._request is not None
+        self._request.write(b"")
+        self._timer = self._request.reactor.callLater(STALLED, self._watch)
+        self._transport.unregisterProducer()
+        self._transport.registerProducer(self, False)
+        # It will ask for more when the headers are out of its buffer.
+        self._transport.startWriting()
+        return self.done
+
+    def resumeProducing(self) -> None:
+        """The buffer of the transport is empty, and the socket may have room."""
+        if not self._begun:
+            # Called on registration, whatever is in the buffer.
+            self._begun = True
+            return
+        try:
+            self._send()
+        except BlockingIOError:
+            self._transport.startWriting()
+        except OSError as error:
+            self._end(Failure(CancelledError() if error.errno in _GONE else error))
+        except Changed:
+            self._end(Failure())
+
+    def stopProducing(self) -> None:
+        """The client is gone."""
+        self._end(Failure(CancelledError()))
+
+    def _send(self) -> None:
+        left = TURN
+        while left > 0:
+            if self._data:
+                sent = self._transport.getHandle().send(self._data[:left])
+                self._data = self._data[sent:]
+            elif self._fetched is not None:
+                self._take(self._fetched)
+                continue
+            elif self._fetching:
+                return
+            elif not self._parts:
+                self._end(None)
+                return
+            else:
+                sent = self._send_part(self._parts[0], left)
+            left -= sent
+            self._count(sent)
+        self._transport.startWriting()
+
+    def _send_part(self, part: Part, limit: int) -> int:
+        """Send of the first part what can be sent without waiting; bytes that were sent."""
+        if isinstance(part, bytes):
+            self._parts.popleft()
+            self._data = memoryview(part)
+            return 0
+        if not isinstance(part, Extent):
+            self._chunks = part()
+            self._fetch(partial(next, self._chunks, b""))
+            return 0
+        size = min(limit, part.stop - part.start)
+        if not part.file.is_cached(part.start, size):
+            self._fetch(partial(part.file.read, part.start, min(BLOCK, part.stop - part.start)))
+            return 0
+        sent = part.file.send(self._transport.getHandle(), part.start, size)
+        self._advance(part, sent)
+        return sent
+
+    def _take(self, data: bytes) -> None:
+        self._fetched = None
+        self._data = memoryview(data)
+        part = self._parts[0]
+        if isinstance(part, Extent):
+            self._advance(part, len(data))
+        elif data and self._chunks is not None:
+            # The next one is made while this one is sent.
+            self._fetch(partial(next, self._chunks, b""))
+        else:
+            self._parts.popleft()
+            self._release()
+
+    def _advance(self, part: Extent, count: int) -> None:
+        if not count:
+            raise Changed
+        if part.start + count == part.stop:
+            self._parts.popleft()
+        else:
+            self._parts[0] = Extent(part.file, part.start + count, part.stop)
+
+    def _count(self, sent: int) -> None:
+        if sent and self._request is not None:
+            self._request.sentLength += sent
+            self._moved = self._request.reactor.seconds()
+
+    def _fetch(self, function: Callable[[], bytes]) -> None:
+        self._fetching = True
+        self._threads.submit(
+            function, self._threads.slow_deadline, lambda _: self._release()
+        ).addCallbacks(self._arrived, self._failed)
+
+    def _arrived(self, data: bytes) -> None:
+        self._fetching = False
+        if self._request is None:
+            self._release()
+            return
+        self._fetched = data
+        if not self._data:
+            self.resumeProducing()
+
+    def _failed(self, failure: Failure) -> None:
+        self._fetching = False
+        if self._request is None:
+            self._release()
+        else:
+            self._end(failure)
+
+    def _watch(self) -> None:
+        if self._request is None:
+            return
+        idle = self._request.reactor.seconds() - self._moved
+        if idle >= STALLED:
+            self._request.abort()
+        else:
+            self._timer = self._request.reactor.callLater(STALLED - idle, self._watch)
+
+    def _end(self, result: Failure | None) -> None:
+        request, self._request = self._request, None
+        if request is None:
+            return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._data = memoryview(b"")
+        self._parts.clear()
+        if not self._fetching:
+            self._release()
+        if self._transport.connected:
+            self._transport.unregisterProducer()
+            self._transport.registerProducer(request.channel, True)
+        if not self.done.called:
+            self.done.callback(result)
+
+    def _release(self) -> None:
+        chunks, self._chunks = self._chunks, None
+        if chunks is not None:
+            _close(self._threads, chunks)
+
+
+def _close(threads: IThreads, chunks: Chunks) -> None:
+    def close() -> None:
+        # A generator that still hangs in a call is closed when that comes back.
+        with suppress(ValueError):
+            chunks.close()
+
+    threads.clean_up(close)
