@@ -39,6 +39,7 @@ setup(
         "pyOpenSSL >= 24",  # certificates of the two ports
         "service-identity >= 23",  # checks the certificates of storage systems
         "incremental >= 24.7",  # the version
+        "isal >= 1.6",  # the sums in archives, at the speed of memory
         "zope.interface >= 6",  # interfaces; under Twisted anyway
     ],
     extras_require={

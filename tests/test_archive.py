@@ -21,9 +21,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from storageproxy.beneath import Directory
 from storageproxy.errors import InvalidSubpath
 from storageproxy.threads import Abandoned, Progress
-from storageproxy.transfer import archive
-from storageproxy.transfer.archive import Member
+from storageproxy.transfer import archive, ziprecords
 from storageproxy.transfer.bodies import BLOCK, Changed
+from storageproxy.transfer.ziprecords import Member, length
 from storageproxy.vfolder import UPLOADS
 from tests.test_beneath import descriptors
 
@@ -418,7 +418,7 @@ class LengthTests(ArchiveTestCase):
     @SETTINGS
     def test_small_limits(self, tree: dict[str, Any], size: int, count: int) -> None:
         """The same when the limits of the old zip format lie within the tree."""
-        for module in (archive, zipfile):
+        for module in (ziprecords, zipfile):
             self.patch(module, "ZIP64_LIMIT", size)
             self.patch(module, "ZIP_FILECOUNT_LIMIT", count)
         self.check(tree)
@@ -444,7 +444,7 @@ class LengthTests(ArchiveTestCase):
             member(f"{number}{name}", 0 if name.endswith("/") else size)
             for number, (name, size) in enumerate(chosen)
         ]
-        self.assertEqual(archive.length(contents), told_by_zipfile(contents))
+        self.assertEqual(length(contents), told_by_zipfile(contents))
 
     def test_limits(self) -> None:
         """The length is right on both sides of 2 and 4 GiB, by one file and by many."""
@@ -454,17 +454,15 @@ class LengthTests(ArchiveTestCase):
                     [member("file", size)],
                     [member("file", size - 1000), member("next", 800), member("last", 3)],
                 ):
-                    self.assertEqual(archive.length(contents), told_by_zipfile(contents), size)
+                    self.assertEqual(length(contents), told_by_zipfile(contents), size)
 
     def test_many(self) -> None:
         """The length is right on both sides of 65,535 entries."""
         contents = [member(f"{number:05}", 1) for number in range(65_537)]
         for count in (65_533, 65_534, 65_535, 65_536, 65_537):
-            self.assertEqual(
-                archive.length(contents[:count]), told_by_zipfile(contents[:count]), count
-            )
+            self.assertEqual(length(contents[:count]), told_by_zipfile(contents[:count]), count)
 
     def test_many_directories(self) -> None:
         """Empty directories count as entries too."""
         contents = [member(f"{number}/", 0) for number in range(65_540)]
-        self.assertEqual(archive.length(contents), told_by_zipfile(contents))
+        self.assertEqual(length(contents), told_by_zipfile(contents))

@@ -12,10 +12,10 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.static import StaticProducer
 
-from storageproxy.transfer.archive import Member, length
 from storageproxy.transfer.bodies import BLOCK
 from storageproxy.transfer.downloads import content_disposition
 from storageproxy.transfer.producers import ThreadedProducer
+from storageproxy.transfer.ziprecords import Member, length
 from tests.harness import Answer, Descriptors, Events, MemoryCase, Wire
 
 

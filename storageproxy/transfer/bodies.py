@@ -15,7 +15,25 @@ from storageproxy.conditional import ByteRange
 #: Bytes that are read by one call in a thread.
 BLOCK = 256 * 1024
 
+#: Bytes of the pieces that are put together.
+SMALL_PIECE = 4096
+
 Chunks = Generator[bytes, None, None]
+
+
+def gather(chunks: Chunks) -> list[bytes]:
+    """
+    What a generator yields next, up to a block of it; nothing when it has ended. Blocks.
+    """
+    found: list[bytes] = []
+    size = 0
+    for data in chunks:
+        found.append(data)
+        size += len(data)
+        if size >= BLOCK:
+            break
+    # Many small ones cost more than a copy of them.
+    return [b"".join(found)] if size < len(found) * SMALL_PIECE else found
 
 
 class Changed(Exception):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
@@ -21,7 +22,7 @@ from twisted.web.static import StaticProducer
 from zope.interface import implementer
 
 from storageproxy.interfaces import IThreads
-from storageproxy.transfer.bodies import BLOCK, Body, Changed, Chunks, Extent, Part
+from storageproxy.transfer.bodies import BLOCK, Body, Changed, Chunks, Extent, Part, gather
 from storageproxy.transfer.request import StreamingRequest
 
 #: Seconds after which a reader that takes nothing is cut off. At 10 kB/s, what the kernel holds for
@@ -30,6 +31,9 @@ STALLED = 900.0
 
 #: Bytes that one connection may send before it is the turn of the others.
 TURN = 2 * 1024 * 1024
+
+#: Buffers that one call takes (limits.h).
+_IOV_MAX = 1024
 
 #: What a socket says whose other end is gone.
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT})
@@ -90,18 +94,19 @@ class ThreadedProducer(StaticProducer):
             return
         self._reading = True
         self._threads.submit(
-            lambda: next(self._chunks, b""),
+            partial(gather, self._chunks),
             self._threads.slow_deadline,
             lambda _: self._chunks.close(),
         ).addCallbacks(self._write, self._failed)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, pieces: list[bytes]) -> None:
         self._reading = False
         if self.request is None:
             self._release()
-        elif not data:
+        elif not pieces:
             self._end(Failure(Changed()))
         else:
+            data = b"".join(pieces)
             self._left -= len(data)
             self.request.write(data)
             if self.request is None or self._left > 0:
@@ -148,9 +153,9 @@ class KernelProducer:
         self._parts = deque(body.parts)
         self._chunks: Chunks | None = None
         #: What is sent before the next part is looked at.
-        self._data = memoryview(b"")
+        self._data: deque[memoryview] = deque()
         #: What a thread has brought, and is to be sent then.
-        self._fetched: bytes | None = None
+        self._fetched: list[bytes] | None = None
         self._fetching = False
         self._begun = False
         self._moved = request.reactor.seconds()
@@ -194,8 +199,7 @@ class KernelProducer:
         left = TURN
         while left > 0:
             if self._data:
-                sent = self._transport.getHandle().send(self._data[:left])
-                self._data = self._data[sent:]
+                sent = self._send_data()
             elif self._fetched is not None:
                 self._take(self._fetched)
                 continue
@@ -210,33 +214,42 @@ class KernelProducer:
             self._count(sent)
         self._transport.startWriting()
 
+    def _send_data(self) -> int:
+        sent: int = self._transport.getHandle().sendmsg(list(islice(self._data, _IOV_MAX)))
+        left = sent
+        while self._data and left >= len(self._data[0]):
+            left -= len(self._data.popleft())
+        if left:
+            self._data[0] = self._data[0][left:]
+        return sent
+
     def _send_part(self, part: Part, limit: int) -> int:
         """Send of the first part what can be sent without waiting; bytes that were sent."""
         if isinstance(part, bytes):
             self._parts.popleft()
-            self._data = memoryview(part)
+            self._data.append(memoryview(part))
             return 0
         if not isinstance(part, Extent):
             self._chunks = part()
-            self._fetch(partial(next, self._chunks, b""))
+            self._fetch(partial(gather, self._chunks))
             return 0
         size = min(limit, part.stop - part.start)
         if not part.file.is_cached(part.start, size):
-            self._fetch(partial(part.file.read, part.start, min(BLOCK, part.stop - part.start)))
+            self._fetch(lambda: [part.file.read(part.start, min(BLOCK, part.stop - part.start))])
             return 0
         sent = part.file.send(self._transport.getHandle(), part.start, size)
         self._advance(part, sent)
         return sent
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, pieces: list[bytes]) -> None:
         self._fetched = None
-        self._data = memoryview(data)
+        self._data.extend(memoryview(piece) for piece in pieces if piece)
         part = self._parts[0]
         if isinstance(part, Extent):
-            self._advance(part, len(data))
-        elif data and self._chunks is not None:
-            # The next one is made while this one is sent.
-            self._fetch(partial(next, self._chunks, b""))
+            self._advance(part, sum(map(len, pieces)))
+        elif pieces and self._chunks is not None:
+            # More is made while this is sent.
+            self._fetch(partial(gather, self._chunks))
         else:
             self._parts.popleft()
             self._release()
@@ -254,18 +267,18 @@ class KernelProducer:
             self._request.sentLength += sent
             self._moved = self._request.reactor.seconds()
 
-    def _fetch(self, function: Callable[[], bytes]) -> None:
+    def _fetch(self, function: Callable[[], list[bytes]]) -> None:
         self._fetching = True
         self._threads.submit(
             function, self._threads.slow_deadline, lambda _: self._release()
         ).addCallbacks(self._arrived, self._failed)
 
-    def _arrived(self, data: bytes) -> None:
+    def _arrived(self, pieces: list[bytes]) -> None:
         self._fetching = False
         if self._request is None:
             self._release()
             return
-        self._fetched = data
+        self._fetched = pieces
         if not self._data:
             self.resumeProducing()
 
@@ -291,7 +304,7 @@ class KernelProducer:
             return
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        self._data = memoryview(b"")
+        self._data.clear()
         self._parts.clear()
         if not self._fetching:
             self._release()
