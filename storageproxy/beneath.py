@@ -198,6 +198,11 @@ class File(_Closing):
         with self.descriptor() as descriptor:
             return os.fstat(descriptor)
 
+    def path(self) -> str:
+        """Where the kernel has it now; of no use for opening it."""
+        with self.descriptor() as descriptor:
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+
     def read(self, offset: int, size: int) -> bytes:
         """Read at an offset; fewer bytes only at the end of the file."""
         with self.descriptor() as descriptor:

@@ -15,6 +15,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, NewType
 
@@ -60,6 +61,8 @@ Address = NewType("Address", tuple[str, int])
 UserID = NewType("UserID", int)
 #: A group, in the same way.
 GroupID = NewType("GroupID", int)
+#: Addresses, or networks of them.
+Networks = NewType("Networks", tuple[IPv4Network | IPv6Network, ...])
 
 
 class ConfigurationError(Exception):
@@ -98,13 +101,24 @@ class ProxySettings:
 @frozen
 class ListenerSettings:
     """
-    ``[api.client]``, and what ``[api.manager]`` has in common with it.
+    What ``[api.client]`` and ``[api.manager]`` have in common.
     """
 
     service_addr: Address
     ssl_enabled: Flag = Flag(False)
     ssl_cert: str | None = None
     ssl_privkey: str | None = None
+
+
+@frozen
+class ClientSettings(ListenerSettings):
+    """
+    ``[api.client]``.
+
+    :param trusted_proxies: the addresses of proxies that may be told where a file is.
+    """
+
+    trusted_proxies: Networks = Networks(())
 
 
 @frozen
@@ -125,7 +139,7 @@ class ManagerSettings(ListenerSettings):
 class ApiSettings:
     """``[api]``."""
 
-    client: ListenerSettings
+    client: ClientSettings
     manager: ManagerSettings
 
 
@@ -136,12 +150,14 @@ class VolumeSettings:
 
     :param path: an existing directory, absolute and without symbolic links once it is loaded.
     :param fsprefix: reported by ``/volumes``, and used nowhere else.
+    :param x_accel_redirect: the path under which a proxy in front has the volume's files.
     :param options: what the backend makes of it.
     """
 
     backend: Text
     path: Text
     fsprefix: RelativePath = RelativePath(".")
+    x_accel_redirect: str | None = None
     options: Mapping[str, Any] = field(factory=dict)
 
 
@@ -337,6 +353,12 @@ def _check_values(found: Configuration) -> Iterable[str]:
     file = found.logging.file
     if file is not None and not 1 <= file.backup_count <= 100:
         yield "logging.file.backup-count: a whole number from 1 to 100"
+    for name, volume in found.volume.items():
+        prefix = volume.x_accel_redirect
+        if prefix is not None and not (prefix.startswith("/") and prefix.endswith("/")):
+            yield f"volume.{name}.x-accel-redirect: a path that begins and ends with a slash"
+        if prefix is not None and not found.api.client.trusted_proxies:
+            yield f"volume.{name}.x-accel-redirect: needs api.client.trusted-proxies"
     if not found.volume:
         yield "volume: at least one [volume.NAME] table"
 
@@ -432,6 +454,12 @@ def _address(value: object) -> tuple[str, int]:
     return text(host).strip("[]"), number
 
 
+def _networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+    if not isinstance(value, list):
+        raise ValueError('expected a list of addresses and networks, such as ["10.0.0.0/8"]')
+    return tuple(ip_network(text(item)) for item in value)
+
+
 def _account(value: object, kind: str) -> int:
     if value == "":
         return -2
@@ -457,6 +485,7 @@ def _kebab(value: object, cls: type) -> object:
 
 _structure_fields: dict[type, Any] = {}
 register(Address, _address)
+register(Networks, _networks)
 register(UserID, lambda value: _account(value, "user"))
 register(GroupID, lambda value: _account(value, "group"))
 for _cls in (
@@ -465,6 +494,7 @@ for _cls in (
     LoggingSettings,
     VolumeSettings,
     ListenerSettings,
+    ClientSettings,
     ManagerSettings,
     ApiSettings,
     ProxySettings,

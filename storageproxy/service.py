@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 import storageproxy
 from storageproxy.api.client import ClientAPI, allow_origin
+from storageproxy.api.handover import Handover
 from storageproxy.api.manager import ManagerAPI
 from storageproxy.api.routing import Front
 from storageproxy.background import Background
@@ -79,7 +80,17 @@ class StorageProxy(MultiService):
         self.volumes = Volumes.build(settings.volume, reactor)
         self.uploads = Uploads(reactor)
         key = TokenKey(proxy.secret, proxy.session_expire)
-        self.client = ClientAPI(self.volumes, self.uploads, key, proxy.max_upload_size, clock)
+        self.client = ClientAPI(
+            self.volumes,
+            self.uploads,
+            key,
+            proxy.max_upload_size,
+            clock,
+            Handover(
+                {name: volume.x_accel_redirect or "" for name, volume in settings.volume.items()},
+                settings.api.client.trusted_proxies,
+            ),
+        )
         self.manager = ManagerAPI(
             self.volumes,
             self.uploads,

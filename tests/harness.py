@@ -42,6 +42,7 @@ from zope.interface import implementer
 
 from backends.vfs import VFSVolume
 from storageproxy.api.client import ClientAPI, allow_origin
+from storageproxy.api.handover import Handover
 from storageproxy.api.manager import ManagerAPI
 from storageproxy.api.routing import Front
 from storageproxy.background import Background
@@ -397,12 +398,15 @@ class Proxy:
             self.volume[name] = VFSVolume(name, str(path.resolve()), ".", self.threads[name])
         self.volumes = Volumes(self.volume)
         self.background = Background()
+        self.handover = Handover()
         self.restart()
 
     def restart(self, delete_status: int = 204) -> None:
         """Forget everything but the disk, as a new process does."""
         self.uploads = Uploads(self.reactor)
-        self.client = ClientAPI(self.volumes, self.uploads, self.key, MAX_UPLOAD, self.clock)
+        self.client = ClientAPI(
+            self.volumes, self.uploads, self.key, MAX_UPLOAD, self.clock, self.handover
+        )
         self.manager = ManagerAPI(
             self.volumes,
             self.uploads,

@@ -13,6 +13,7 @@ import stat
 import threading
 import time
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -286,6 +287,22 @@ class SpellingTests(ConfigurationCase):
             found = self.with_key("api.manager.delete-status", status)
             self.assertEqual(found.api.manager.delete_status, status)
 
+    def test_handover(self) -> None:
+        """Proxies that may be told where files are: addresses, networks, and a place for each."""
+        found = check(
+            self.table(
+                {
+                    "api.client.trusted-proxies": ["127.0.0.1", "10.0.0.0/8", "::1"],
+                    "volume.local.x-accel-redirect": "/files/",
+                }
+            )
+        )
+        self.assertEqual(
+            found.api.client.trusted_proxies,
+            (ip_network("127.0.0.1/32"), ip_network("10.0.0.0/8"), ip_network("::1/128")),
+        )
+        self.assertEqual(found.volume["local"].x_accel_redirect, "/files/")
+
     def test_certificates(self) -> None:
         """A listener with TLS has its certificate and key."""
         file = self.mktemp()
@@ -506,6 +523,19 @@ class ProblemTests(ConfigurationCase):
         self.assertProblem("volume.local.options", {"threads": "x"}, "volume.local.options.threads")
         self.assertProblem("volume.local.options", {"threads": 1}, "volume.local.options.threads")
         self.assertProblem("volume.local.options", {"deadline": 0}, "volume.local.options.deadline")
+
+    def test_handover(self) -> None:
+        """A handover without a proxy that is trusted, or to no place, is refused."""
+        proxies = {"api.client.trusted-proxies": ["10.0.0.1"]}
+        for changes in (
+            {"volume.local.x-accel-redirect": "/files/"},
+            {**proxies, "volume.local.x-accel-redirect": "files/"},
+            {**proxies, "volume.local.x-accel-redirect": "/files"},
+        ):
+            [problem] = self.problems(changes)
+            self.assertTrue(problem.startswith("volume.local.x-accel-redirect: "), problem)
+        for wrong in ("10.0.0.1", ["10.0.0.1/8"], ["example.com"], [1]):
+            self.assertProblem("api.client.trusted-proxies", wrong)
 
     def test_names_of_volumes(self) -> None:
         """The name of a volume is told as it is in the file, underscores also."""

@@ -18,6 +18,8 @@ from twisted.web.http import datetimeToString
 
 import storageproxy
 from storageproxy import tus
+from storageproxy.api import handover
+from storageproxy.api.handover import Handover
 from storageproxy.api.routing import answer_json, application, parameters, translate
 from storageproxy.beneath import Directory, File
 from storageproxy.conditional import LAST_SECOND, Validators, Verdict, evaluate, select
@@ -77,6 +79,7 @@ class ClientAPI:
 
     :param clock: returns seconds since the epoch.
     :param max_upload_size: bytes of one upload.
+    :param handover: which downloads a proxy in front sends itself.
     """
 
     app = application()
@@ -88,7 +91,9 @@ class ClientAPI:
         key: TokenKey,
         max_upload_size: int,
         clock: Callable[[], float],
+        handover: Handover,
     ) -> None:
+        self._handover = handover
         self._volumes = volumes
         self._uploads = uploads
         self._key = key
@@ -264,11 +269,27 @@ class ClientAPI:
                 return
             file, status = opened
             try:
-                await self._send_file(request, volume, file, status, path)
+                if not await self._hand_over(request, volume, file, path):
+                    await self._send_file(request, volume, file, status, path)
             finally:
                 volume.threads.clean_up(file.close)
         except OSError as error:
             raise from_os_error(error, volume.name, [path]) from error
+
+    async def _hand_over(
+        self, request: StreamingRequest, volume: IVolume, file: File, path: str
+    ) -> bool:
+        prefix = self._handover.prefix(volume, request.client)
+        if prefix is None:
+            return False
+        place = await volume.threads.run(handover.location, prefix, volume, file)
+        if place is None:
+            return False
+        # Conditions and ranges are its business, and so are their headers.
+        request.route = "/download (handed over)"
+        request.setHeader(b"X-Accel-Redirect", place.encode("ascii"))
+        self._describe(request, _MEDIA_TYPE, posixpath.basename(path))
+        return True
 
     async def _send_file(
         self,

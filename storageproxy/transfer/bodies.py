@@ -13,7 +13,7 @@ from storageproxy.beneath import File
 from storageproxy.conditional import ByteRange
 
 #: Bytes that are read by one call in a thread.
-BLOCK = 256 * 1024
+BLOCK = 512 * 1024
 
 #: Bytes of the pieces that are put together.
 SMALL_PIECE = 4096

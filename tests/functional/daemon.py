@@ -52,6 +52,8 @@ class Daemon:
     :param volumes: the names of the vfs volumes to make.
     :param settings: TOML lines added to the ``[storage-proxy]`` table.
     :param manager_settings: TOML lines added to the ``[api.manager]`` table.
+    :param client_settings: TOML lines added to the ``[api.client]`` table.
+    :param volume_settings: TOML lines added to the table of the first volume.
     :param tls: a certificate chain and its key (PEM files), when both ports are to speak TLS.
     """
 
@@ -62,6 +64,8 @@ class Daemon:
         settings: str = "",
         manager_settings: str = "",
         tls: tuple[Path, Path] | None = None,
+        client_settings: str = "",
+        volume_settings: str = "",
     ) -> None:
         self.root = root
         self.client_port = free_port()
@@ -90,6 +94,7 @@ class Daemon:
             "[api.client]\n"
             f'service-addr = {{ host = "127.0.0.1", port = {self.client_port} }}\n'
             f"{ssl}"
+            f"{client_settings}\n"
             "[api.manager]\n"
             f'service-addr = {{ host = "127.0.0.1", port = {self.manager_port} }}\n'
             f'secret = "{MANAGER_SECRET}"\n'
@@ -97,6 +102,7 @@ class Daemon:
             f"{manager_settings}\n"
             + "".join(
                 f'[volume.{name}]\nbackend = "vfs"\npath = "{path}"\n'
+                + (f"{volume_settings}\n" if name == volumes[0] else "")
                 for name, path in self.volumes.items()
             )
             + "[debug]\n[logging]\n[logging.pkg-ns]\n"
@@ -112,16 +118,11 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + START_DEADLINE
         for port in (self.client_port, self.manager_port):
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    if self.process.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError(self.log.read_text()) from None
-                    select_pause()
+            try:
+                connected(port, self.process)
+            except OSError:
+                raise RuntimeError(self.log.read_text()) from None
 
     def stop(self) -> int:
         """Ask the process to end, wait for it, and return its exit status."""
@@ -196,6 +197,23 @@ class Daemon:
         """The base URL of the client API, without a slash at its end."""
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://127.0.0.1:{self.client_port}"
+
+
+def connected(port: int, process: subprocess.Popen[bytes]) -> None:
+    """
+    Return when a process that was started has opened its port.
+
+    :raises OSError: when it has ended, or does not.
+    """
+    deadline = time.monotonic() + START_DEADLINE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            select_pause()
 
 
 def claims(token: str) -> dict[str, Any]:
