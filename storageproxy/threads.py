@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from attrs import define, field
@@ -88,10 +89,14 @@ class VolumeThreads:
     deadline: float = 15.0
     long_calls: int = 4
     _log: Logger = field(factory=lambda: Logger("storageproxy.threads"))
-    _ready: threading.Condition = field(factory=threading.Condition)
-    _queue: deque[_Call | None] = field(factory=deque)
+    #: What waits for a thread; a call that is taken back is missing here.
+    _queue: deque[_Call] = field(factory=deque)
+    #: One for each call that was put into the queue, and False for a thread that is to end. It
+    #: needs no lock, and costs a third of a Condition to wake a thread with.
+    _tickets: SimpleQueue[bool] = field(factory=SimpleQueue)
     _threads: int = 0
-    _idle: int = 0
+    #: Calls in the queue and in threads.
+    _calls: int = 0
     _stuck: int = 0
     _stopped: bool = False
     _long: DeferredSemaphore = field(init=False)
@@ -218,35 +223,28 @@ class VolumeThreads:
 
     def stop(self) -> None:
         """See :meth:`storageproxy.interfaces.IThreads.stop`."""
-        with self._ready:
-            self._stopped = True
-            self._queue.extend([None] * self._threads)
-            self._ready.notify_all()
+        self._stopped = True
+        for _ in range(self._threads):
+            self._tickets.put(False)
+        self._threads = 0
 
     def _enqueue(self, call: _Call) -> None:
-        with self._ready:
-            self._queue.append(call)
-            if self._idle >= len(self._queue):
-                self._ready.notify()
-                return
-            if self._threads >= self.size:
-                return
+        self._calls += 1
+        self._queue.append(call)
+        self._tickets.put(True)
+        if self._threads < min(self._calls, self.size):
             self._threads += 1
-        # Daemon threads: one that hangs in a dead mount must not keep the process from ending.
-        threading.Thread(target=self._work, name=f"volume-{self.name}", daemon=True).start()
+            # Daemon threads: one that hangs in a dead mount must not keep the process from ending.
+            threading.Thread(target=self._work, name=f"volume-{self.name}", daemon=True).start()
 
     def _work(self) -> None:
-        while True:
-            with self._ready:
-                while not self._queue:
-                    self._idle += 1
-                    self._ready.wait()
-                    self._idle -= 1
+        while self._tickets.get():
+            try:
                 call = self._queue.popleft()
-                if call is None:
-                    self._threads -= 1
-                    return
-                call.started = True
+            except IndexError:
+                # It was taken back.
+                continue
+            call.started = True
             result: object
             try:
                 result = call.function()
@@ -256,6 +254,7 @@ class VolumeThreads:
             del call, result
 
     def _done(self, call: _Call, result: Any) -> None:
+        self._calls -= 1
         if call.overdue:
             self._stuck -= 1
             self._log.info("Volume {name}: a call that was given up has come back.", name=self.name)
@@ -285,10 +284,14 @@ class VolumeThreads:
 
     def _take_back(self, call: _Call) -> bool:
         """Have a call not made; whether it has begun already."""
-        with self._ready:
-            if not call.started:
-                self._queue.remove(call)
-            return call.started
+        try:
+            self._queue.remove(call)
+        except ValueError:
+            # A thread has just taken it, if it is not marked yet.
+            call.started = True
+        else:
+            self._calls -= 1
+        return call.started
 
     def _mark_stuck(self, call: _Call) -> None:
         call.overdue = True
