@@ -6,7 +6,10 @@ They can be exchanged with nodes of the original that have the same secret, in b
 
 from __future__ import annotations
 
+import hmac
+import json
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from typing import NewType, TypeVar
 
@@ -28,6 +31,7 @@ from storageproxy.vfolder import VFolderID
 
 ALGORITHM = "HS256"
 
+_HEADER = b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"  # {"alg":"HS256","typ":"JWT"}
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Claims = TypeVar("Claims", "DownloadToken", "UploadToken")
 
@@ -118,6 +122,7 @@ class TokenKey:
 
     secret: str = field(repr=False)
     lifetime: float
+    _key: bytes = field(init=False, repr=False)
 
     def download(self, now: float, volume: str, vfid: VFolderID, relpath: str) -> str:
         """
@@ -182,9 +187,17 @@ class TokenKey:
     def _sign(self, now: float, **claims: object) -> str:
         # A whole second, as every node of the original writes it.
         claims["exp"] = int(now + self.lifetime)
-        return jwt.encode(claims, self._key, algorithm=ALGORITHM)
+        # Compact serialization (RFC 7515 section 7.1); PyJWT takes its time to find out, for each
+        # token again, that the key is none of other algorithms.
+        signed = b"%b.%b" % (_HEADER, _base64(json.dumps(claims).encode("ascii")))
+        signature = hmac.digest(self._key, signed, "sha256")
+        return (signed + b"." + _base64(signature)).decode("ascii")
 
-    @property
-    def _key(self) -> bytes:
+    @_key.default
+    def _padded(self) -> bytes:
         # HMAC pads a short key with zeros itself (RFC 2104); PyJWT warns of it for each token.
         return self.secret.encode("utf-8").ljust(32, b"\0")
+
+
+def _base64(data: bytes) -> bytes:
+    return urlsafe_b64encode(data).rstrip(b"=")
