@@ -44,6 +44,7 @@ _LEVELS = {
     "ERROR": LogLevel.error,
     "CRITICAL": LogLevel.critical,
 }
+_encode = json.JSONEncoder(default=str).encode
 
 
 def line(event: LogEvent) -> str:
@@ -52,21 +53,23 @@ def line(event: LogEvent) -> str:
     """
     when = datetime.fromtimestamp(event["log_time"], UTC).isoformat(timespec="milliseconds")
     level = event.get("log_level", LogLevel.info)
+    is_access = event.get("log_access")
     record: dict[str, Any] = {
         "time": when,
         "level": level.name,
         "logger": event.get("log_namespace", ""),
-        "message": formatEvent(event),
+        # What else formatEvent() can do takes it as long as half of a small request.
+        "message": event["log_format"].format_map(event) if is_access else formatEvent(event),
     }
     if "request_id" in event:
         record["request_id"] = event["request_id"]
-    if event.get("log_access"):
+    if is_access:
         record.update((key, event[key]) for key in _REQUEST)
         record["duration"] = round(record["duration"], 6)
     failure = event.get("log_failure")
     if failure is not None:
         record["traceback"] = failure.getTraceback()
-    return json.dumps(record, default=str) + "\n"
+    return _encode(record) + "\n"
 
 
 @implementer(ILogObserver)

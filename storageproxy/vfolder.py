@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import PurePosixPath
 from uuid import UUID
 
 from attrs import frozen
@@ -105,10 +104,9 @@ def relative_path(text: str) -> str:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise ValueError("not a path that can be encoded") from None
-    path = PurePosixPath(text)
-    if path.is_absolute():
+    if text.startswith("/"):
         raise ValueError("expected relative path but the value is absolute")
-    return str(path)
+    return "/".join(part for part in text.split("/") if part not in ("", ".")) or "."
 
 
 def file_name(text: str) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+from secrets import token_hex
 from typing import Any
 from urllib.parse import parse_qsl
-from uuid import uuid4
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, ITCPTransport
@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import Request
 from zope.interface import implementer
@@ -57,6 +58,9 @@ class StreamingChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """The connection is open."""
         super().connectionMade()
+        if ITCPTransport.providedBy(self.transport):
+            # Finds out about clients that vanish without a word.
+            self.transport.setTcpKeepAlive(True)
         self.factory.connected(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -80,11 +84,18 @@ class StreamingChannel(HTTPChannel):
 
     def headerReceived(self, line: bytes) -> bool:
         """A header is complete."""
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and len(value.strip()) > 19:
+        if line[:15].lower() == b"content-length:" and len(line[15:].strip()) > 19:
             self._respondToBadRequestAndDisconnect()
             return False
         return bool(super().headerReceived(line))
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Write the head of an answer, in one piece."""
+        lines = [b"%b %b %b" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            lines += [b"%b: %b" % (name, value) for value in values]
+        lines.append(b"\r\n")
+        self.transport.write(b"\r\n".join(lines))
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line is longer than any client's."""
@@ -165,9 +176,11 @@ class StreamingRequest(Request):
             # Sent when the body is wanted, and never to a request that is refused.
             self._expects_continue = self.channel._version == b"HTTP/1.1"
             self.requestHeaders.removeHeader(b"expect")
-        self._hold_transport()
+        self._paused = True
         channel = self.channel
         self._begin(channel._command, channel._path, channel._version)
+        if self._paused:
+            self.pauseProducing()
 
     def handleContentChunk(self, data: bytes) -> None:
         """A piece of the body."""
@@ -224,14 +237,11 @@ class StreamingRequest(Request):
         self.request_id = (
             given.decode("ascii")
             if given is not None and _REQUEST_ID.fullmatch(given)
-            else uuid4().hex
+            else token_hex(16)
         )
         self.setHeader(b"X-Request-ID", self.request_id.encode("ascii"))
         self._site = self.channel.site
         self._site.active.add(self)
-        if ITCPTransport.providedBy(self.transport):
-            # Finds out about clients that vanish without a word.
-            self.transport.setTcpKeepAlive(True)
         self.process()
 
     def render(self, resource: IResource) -> None:
