@@ -8,13 +8,14 @@ a volume's threads.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import stat
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
 from uuid import uuid4
 
 from storageproxy import trees
@@ -32,62 +33,86 @@ _YEAR_1 = datetime.min.replace(tzinfo=UTC).timestamp()
 _YEAR_9999 = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 MAX_METADATA = 10 * 1024 * 1024
 
+#: Entries in one piece of a listing, of some 200 bytes each: a little more than ``scandir-limit``.
+PIECE = 1024
 
-def list_directory(
-    folder: Directory, host_path: str, path: str, limit: int
-) -> list[dict[str, Any]]:
+_quote = json.JSONEncoder().encode
+_NOTHING = _quote("")
+
+
+def listing(
+    open_folder: Callable[[], Directory], host_path: str, path: str, limit: int
+) -> Generator[bytes, None, None]:
     """
-    One level of a directory, as ``/folder/file/list`` answers it.
+    One level of a directory as JSON, as ``/folder/file/list`` answers it, in pieces: there may be a
+    million entries. As many as ``scandir-limit`` allows by default make one piece.
 
+    :param open_folder: opens the vfolder.
     :param host_path: where the vfolder lies on this host, to recognise links into it.
     :param limit: entries at most, 0 for all.
     """
-    items: list[dict[str, Any]] = []
-    with folder.descend(path) as directory, os.scandir(directory.descriptor) as found:
-        for entry in found:
-            if limit and len(items) == limit:
-                break
-            try:
-                status = entry.stat(follow_symlinks=False)
-                target = (
-                    os.readlink(entry.name, dir_fd=directory.descriptor)
-                    if entry.is_symlink()
-                    else ""
-                )
-            except OSError:
-                # It went away, or became something else, since its name was read.
-                continue
-            items.append(
-                {
-                    "name": entry.name,
-                    "type": _kind(status.st_mode),
-                    "stat": {
-                        "mode": status.st_mode,
-                        "size": status.st_size,
-                        "created": _time(status.st_ctime),
-                        "modified": _time(status.st_mtime),
-                    },
-                    "symlink_target": _inside(target, host_path, path),
-                }
+    with open_folder() as folder:
+        directory = folder.descend(path)
+    with directory, os.scandir(directory.descriptor) as found:
+        texts = _texts(found, directory, host_path, path, limit)
+        while batch := list(islice(texts, PIECE)):
+            yield "".join(batch).encode("ascii")
+
+
+def _texts(
+    found: Iterable[os.DirEntry[str]], directory: Directory, host_path: str, path: str, limit: int
+) -> Iterator[str]:
+    # Put together by hand: tables of tables take their encoder longer than the disk takes.
+    yield '{"items": ['
+    separator = ""
+    count = 0
+    for entry in found:
+        if limit and count == limit:
+            break
+        try:
+            status = entry.stat(follow_symlinks=False)
+            mode = status.st_mode
+            target = (
+                _inside(os.readlink(entry.name, dir_fd=directory.descriptor), host_path, path)
+                if stat.S_ISLNK(mode)
+                else ""
             )
-    return items
+        except OSError:
+            # It went away, or became something else, since its name was read.
+            continue
+        created = status.st_ctime
+        modified = status.st_mtime
+        created_text = _time(created)
+        yield (
+            f'{separator}{{"name": {_quote(entry.name)}, "type": "{_kind(mode)}",'
+            f' "stat": {{"mode": {mode}, "size": {status.st_size}, "created": "{created_text}",'
+            f' "modified": "{created_text if modified == created else _time(modified)}"}},'
+            f' "symlink_target": {_quote(target) if target else _NOTHING}}}'
+        )
+        separator = ", "
+        count += 1
+    yield "]}"
 
 
 def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "FILE"
     if stat.S_ISDIR(mode):
         return "DIRECTORY"
     return "SYMLINK" if stat.S_ISLNK(mode) else "FILE"
 
 
 def _time(seconds: float) -> str:
-    # People can give a file any time; managers read four digits of a year.
-    return datetime.fromtimestamp(min(max(seconds, _YEAR_1), _YEAR_9999), UTC).isoformat()
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (ValueError, OverflowError):
+        # People can give a file any time; managers read four digits of a year.
+        nearest = min(max(seconds, _YEAR_1), _YEAR_9999)
+        return datetime.fromtimestamp(nearest, UTC).isoformat()
 
 
 def _inside(target: str, host_path: str, path: str) -> str:
     """The target of a link, relative to the listed directory; nothing when it leads out."""
-    if not target:
-        return ""
     here = posixpath.normpath(posixpath.join(host_path, path))
     there = posixpath.normpath(posixpath.join(here, target))
     if there != host_path and not there.startswith(host_path + "/"):

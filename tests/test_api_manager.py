@@ -19,9 +19,10 @@ from zope.interface import implementer
 
 import storageproxy
 from backends.vfs import VFSBackend, VFSVolume
-from storageproxy import config
+from storageproxy import config, files
 from storageproxy.api.manager import ManagerAPI
 from storageproxy.beneath import Directory
+from storageproxy.errors import BackendFailure
 from storageproxy.files import MAX_METADATA
 from storageproxy.interfaces import IPerformanceMetric, IQuota
 from storageproxy.threads import VolumeThreads
@@ -560,6 +561,21 @@ class Files(APICase):
         answer = await self.rpc("POST", "/folder/file/list", relpath="dir")
         self.assertEqual(len(answer.json()["items"]), LISTING)
 
+    async def test_list_in_pieces(self) -> None:
+        """A long listing is sent while it is made; a short one has a length."""
+        for number in range(40):
+            (self.folder / "dir" / str(number)).touch()
+        self.proxy.manager._scandir_limit = 0
+        whole = await self.rpc("POST", "/folder/file/list", relpath="dir")
+        self.assertEqual(whole.headers["content-length"], str(len(whole.body)))
+        self.patch(files, "PIECE", 4)
+        answer = await self.rpc("POST", "/folder/file/list", relpath="dir")
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(answer.headers["content-type"], "application/json; charset=utf-8")
+        self.assertNotIn("content-length", answer.headers)
+        self.assertEqual(answer.body, whole.body)
+        self.assertEqual(len(answer.json()["items"]), 40)
+
     async def test_list_odd_links(self) -> None:
         """FIX 21, 31: loops and broken links break no listing, and no host path is told."""
         (self.folder / "loop").symlink_to("loop")
@@ -905,6 +921,75 @@ class CancellationTests(ManagerCase):
         self.threads.step()
         self.assertEqual(self.threads.calls, [])
         self.assertLess(len(wire.value()), 2 * BLOCK)
+
+    def long_listing(self) -> Wire:
+        """Ask for a listing that takes many calls; none of them is made yet."""
+        self.patch(files, "PIECE", 1)
+        self.proxy.manager._scandir_limit = 0
+        for number in range(20):
+            self.put(f"dir/{number}", b"")
+        self.threads.held = True
+        return self.ask("POST", "/folder/file/list", relpath="dir")
+
+    def test_list_is_given_up(self) -> None:
+        """A manager that hangs up at any point of a long listing leaves nothing open."""
+        for steps in range(4):
+            before = Descriptors()
+            wire = self.long_listing()
+            for _ in range(steps):
+                self.threads.step()
+            wire.disconnect()
+            self.threads.release()
+            self.assertEqual(before.left(self.root), set())
+            self.assertEqual(self.proxy.manager_site.active, set())
+
+    def test_list_back_pressure(self) -> None:
+        """A manager that reads slowly does not fill the memory with a long listing."""
+        wire = self.long_listing()
+        self.threads.step()
+        assert wire.producer is not None
+        wire.producer.pauseProducing()
+        self.threads.step()
+        self.assertEqual(self.threads.calls, [])
+        so_far = len(wire.value())
+        wire.producer.resumeProducing()
+        self.threads.release()
+        [answer] = wire.answers()
+        self.assertEqual(len(answer.json()["items"]), 20)
+        self.assertGreater(len(answer.body), 3 * so_far)
+
+    def test_list_breaks(self) -> None:
+        """A volume that fails before a listing has begun is a problem; later, it ends abruptly."""
+        for steps in range(3):
+            before = Descriptors()
+            wire = self.long_listing()
+            for _ in range(steps):
+                self.threads.step()
+            self.threads.fail(OSError(5, "Input/output error"))
+            self.threads.release()
+            if steps:
+                self.assertTrue(wire.aborted)
+                self.assertFalse(wire.value().endswith(b"0\r\n\r\n"))
+            else:
+                self.assertEqual(wire.answers()[0].json()["error_code"], BackendFailure.error_code)
+            self.assertEqual(before.left(self.root), set())
+
+    def test_list_without_chunks(self) -> None:
+        """A client of HTTP/1.0 is sent a long listing until the end of the connection."""
+        wire = self.long_listing()
+        wire.disconnect()
+        self.threads.release()
+        wire = self.proxy.connect(self.proxy.manager_site)
+        body = json.dumps({"volume": "local", "vfid": self.vfid, "relpath": "dir"})
+        wire.send(
+            f"POST /folder/file/list HTTP/1.0\r\n{AUTH}: {MANAGER_SECRET}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        self.clock.advance(0)
+        self.assertTrue(wire.closed)
+        [answer] = wire.answers()
+        self.assertNotIn("transfer-encoding", answer.headers)
+        self.assertEqual(len(answer.json()["items"]), 20)
 
     def test_all_routes(self) -> None:
         """A manager may hang up on any call, and nothing is left open."""

@@ -4,9 +4,11 @@ What a manager does to the files of a vfolder.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from base64 import b64decode
+from collections.abc import Generator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,8 +64,11 @@ class FilesTestCase(SynchronousTestCase):
 
 class ListTests(FilesTestCase):
     def list(self, path: str = ".", limit: int = 0) -> dict[str, dict[str, Any]]:
-        found = files.list_directory(self.folder, self.path, path, limit)
+        found = json.loads(b"".join(self.pieces(path, limit)))["items"]
         return {item["name"]: item for item in found}
+
+    def pieces(self, path: str = ".", limit: int = 0) -> Generator[bytes, None, None]:
+        return files.listing(lambda: self.folder.descend("."), self.path, path, limit)
 
     def test_types(self) -> None:
         """Files, directories and links are told apart; what is none of them is a file."""
@@ -93,6 +98,36 @@ class ListTests(FilesTestCase):
         self.assertEqual(len(self.list(limit=3)), 3)
         self.assertEqual(len(self.list(limit=0)), 12)
         self.assertEqual(len(self.list(limit=100)), 12)
+
+    def test_json(self) -> None:
+        """The JSON is, byte for byte, what the encoder of the library makes of it."""
+        for name in ('"', "\\", "\x7f", "\u2028", "\U0001f600", os.fsdecode(b"\xff"), "{}%s"):
+            self.write(name)
+            os.symlink(name, self.at(f"to {name}"))
+        for path in (".", "sub", "sub/deep"):
+            text = b"".join(self.pieces(path))
+            self.assertEqual(text, json.dumps(json.loads(text)).encode("ascii"))
+
+    def test_pieces(self) -> None:
+        """A listing of any length has all entries once, and a piece has a few of them."""
+        self.patch(files, "PIECE", 4)
+        for number in range(13):
+            self.write(f"sub/deep/{number:02}")
+            pieces = list(self.pieces("sub/deep"))
+            names = [item["name"] for item in json.loads(b"".join(pieces))["items"]]
+            self.assertEqual(sorted(names), [f"{made:02}" for made in range(number + 1)])
+            self.assertEqual(len(pieces), -(-(number + 3) // 4))
+            self.assertLessEqual(max(piece.count(b"name") for piece in pieces), 4)
+
+    def test_given_up(self) -> None:
+        """A listing that is given up half-way leaves nothing open."""
+        self.patch(files, "PIECE", 1)
+        before = descriptors()
+        pieces = self.pieces()
+        next(pieces)
+        self.assertEqual(len(descriptors()), len(before) + 2)
+        pieces.close()
+        self.assertEqual(descriptors(), before)
 
     def test_below(self) -> None:
         """One level of a directory is listed, not what is below."""
@@ -167,9 +202,6 @@ class ListTests(FilesTestCase):
 
             def stat(self, follow_symlinks: bool = True) -> os.stat_result:
                 return odd
-
-            def is_symlink(self) -> bool:
-                return False
 
         class Found:
             def __init__(self, descriptor: int) -> None:

@@ -12,6 +12,8 @@ import hmac
 import posixpath
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -38,7 +40,7 @@ from storageproxy.api.parameters import (
     Upload,
 )
 from storageproxy.api.routing import answer_json, application, translate
-from storageproxy.api.rpc import Answer, Nothing, Stream, rpc
+from storageproxy.api.rpc import Answer, Nothing, Pieces, Stream, rpc
 from storageproxy.background import Background
 from storageproxy.beneath import Directory, File
 from storageproxy.errors import (
@@ -304,13 +306,17 @@ class ManagerAPI:
         return Answer({**results, "msg": message, "error_code": error_code}, status)
 
     @rpc(app, "POST", "/folder/file/list", OnPath)
-    async def list_files(self, params: OnPath) -> Mapping[str, Any]:
+    async def list_files(self, params: OnPath) -> bytes | Pieces:
         """One level of a directory."""
-        host_path = posixpath.join(self._volumes.get(params.volume).path, *params.vfid.layout)
-        items = await self._within(
-            params, files.list_directory, host_path, params.relpath, self._scandir_limit
+        volume = self._volumes.get(params.volume)
+        host_path = posixpath.join(volume.path, *params.vfid.layout)
+        pieces = files.listing(
+            partial(volume.open_folder, params.vfid), host_path, params.relpath, self._scandir_limit
         )
-        return {"items": items}
+        head = await volume.threads.submit(
+            lambda: list(islice(pieces, 2)), volume.threads.deadline, lambda _: pieces.close()
+        )
+        return head[0] if len(head) == 1 else Pieces(volume, b"".join(head), pieces)
 
     @rpc(app, "POST", "/folder/file/rename", Rename)
     async def rename(self, params: Rename) -> None:

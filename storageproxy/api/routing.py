@@ -41,16 +41,17 @@ log = Logger()
 
 def answer_json(
     request: StreamingRequest,
-    document: Mapping[str, Any],
+    document: Mapping[str, Any] | bytes,
     status: int = 200,
     media_type: str = "application/json",
 ) -> bytes:
     """
     Set status and headers of a JSON answer.
 
+    :param document: it may be encoded already.
     :return: its body.
     """
-    body = json.dumps(document).encode("ascii")
+    body = document if isinstance(document, bytes) else json.dumps(document).encode("ascii")
     request.setResponseCode(status)
     request.setHeader(b"Content-Type", f"{media_type}; charset=utf-8".encode("ascii"))
     request.setHeader(b"Content-Length", b"%d" % len(body))

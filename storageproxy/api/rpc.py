@@ -16,6 +16,7 @@ from storageproxy.beneath import File
 from storageproxy.errors import MalformedRequest, StorageProxyError, from_os_error
 from storageproxy.interfaces import IVolume
 from storageproxy.transfer import bodies, downloads
+from storageproxy.transfer.bodies import Body, Chunks
 from storageproxy.transfer.request import StreamingRequest
 
 
@@ -41,14 +42,28 @@ class Stream:
     size: int
 
 
+@frozen
+class Pieces:
+    """
+    A JSON answer that is made while it is sent.
+
+    :param head: its first bytes.
+    :param rest: a generator of the others, which is run in the volume's threads.
+    """
+
+    volume: IVolume
+    head: bytes
+    rest: Chunks
+
+
 def rpc(
     app: Klein, method: str, path: str, cls: type[Any], limit: int = MAX_JSON
 ) -> Callable[[Callable[[Any, Any], Awaitable[Any]]], Any]:
     """
     A route for managers: with the secret, and with parameters as a JSON body, on GET also.
 
-    What the method returns is the answer: nothing (204), a JSON document (200), or an
-    :class:`Answer` or :class:`Stream`.
+    What the method returns is the answer: nothing (204), a JSON document (200), which may be
+    encoded already, or an :class:`Answer`, :class:`Pieces` or :class:`Stream`.
 
     :param cls: the attrs class of the parameters; :class:`Nothing` takes no body at all.
     :param limit: bytes of the body.
@@ -90,6 +105,12 @@ async def _answer(request: StreamingRequest, answer: Any) -> bytes | None:
         return None
     if isinstance(answer, Answer):
         return answer_json(request, answer.document, answer.status)
+    if isinstance(answer, Pieces):
+        request.setHeader(b"Content-Type", b"application/json; charset=utf-8")
+        request.write(answer.head)
+        rest = Body(None, (lambda: answer.rest,))
+        await downloads.send(request, answer.volume.threads, rest)
+        return None
     if not isinstance(answer, Stream):
         return answer_json(request, answer)
     request.setHeader(b"Content-Type", b"application/octet-stream")

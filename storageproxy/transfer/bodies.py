@@ -76,11 +76,11 @@ class Body:
     """
     The bytes of an answer.
 
-    :param length: how many there are.
+    :param length: how many there are, None when that is not known.
     :param parts: where they come from, in their order.
     """
 
-    length: int
+    length: int | None
     parts: Sequence[Part]
 
     def chunks(self) -> Chunks:

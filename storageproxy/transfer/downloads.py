@@ -45,14 +45,18 @@ async def send(request: StreamingRequest, threads: IThreads, body: Body) -> None
     Nothing can be taken back once it is written: an answer that cannot be completed ends with the
     connection, so that no client takes a part for the whole.
     """
-    request.setHeader(b"Content-Length", b"%d" % body.length)
-    if request.method == b"HEAD" or not body.length:
-        return
-    at_once = body.cached() if body.length <= SMALL else None
-    if at_once is not None:
-        request.write(at_once)
-        return
-    producer = KernelProducer if _is_plain(request.transport) else ThreadedProducer
+    if body.length is None:
+        # Without a length it goes out in chunks of HTTP, which the request makes.
+        producer: type[KernelProducer | ThreadedProducer] = ThreadedProducer
+    else:
+        request.setHeader(b"Content-Length", b"%d" % body.length)
+        if request.method == b"HEAD" or not body.length:
+            return
+        at_once = body.cached() if body.length <= SMALL else None
+        if at_once is not None:
+            request.write(at_once)
+            return
+        producer = KernelProducer if _is_plain(request.transport) else ThreadedProducer
     try:
         await producer(request, threads, body).start()
     except CancelledError:

@@ -104,12 +104,13 @@ class ThreadedProducer(StaticProducer):
         if self.request is None:
             self._release()
         elif not pieces:
-            self._end(Failure(Changed()))
+            self._end(None if self._left is None else Failure(Changed()))
         else:
             data = b"".join(pieces)
-            self._left -= len(data)
+            if self._left is not None:
+                self._left -= len(data)
             self.request.write(data)
-            if self.request is None or self._left > 0:
+            if self.request is None or self._left is None or self._left > 0:
                 self._read()
             else:
                 self._end(None)
