@@ -94,6 +94,10 @@ class RequestCase(SynchronousTestCase):
         self.answer(request, 409, b"no")
 
 
+#: A request whose end is seen only when it is read.
+CHUNKED = b"PATCH / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+
+
 class BodyTests(RequestCase):
     def test_body_that_nobody_takes(self) -> None:
         """Once an answer has begun, a body that nobody has asked for is not kept."""
@@ -141,6 +145,15 @@ class BodyTests(RequestCase):
         self.wire.request("PATCH", "/", body=b"abcdef")
         self.assertEqual(self.taker.body, b"abcdef")
         self.assertTrue(self.taker.complete)
+
+    def test_nothing_to_wait_for(self) -> None:
+        """A body that came with its headers pauses nothing, and keeps its refused client."""
+        self.route.then = self.refuse
+        for _ in range(2):
+            self.wire.request("PATCH", "/", {"Expect": "100-continue"}, body=b"abcdef")
+        self.assertEqual([answer.status for answer in self.wire.answers()], [409, 409])
+        self.assertEqual(self.wire.pauses, 0)
+        self.assertFalse(self.wire.disconnecting)
 
     def test_body_is_taken_later(self) -> None:
         """A route that looks something up first holds the client back, and misses no byte."""
@@ -496,7 +509,7 @@ class IdleTests(RequestCase):
 
     def test_after_a_body_that_ended_while_paused(self) -> None:
         """When a body ends while it is held back, the connection is watched again later on."""
-        self.wire.request("PATCH", "/", body=b"abc")
+        self.wire.send(CHUNKED)
         self.take(self.route.requests[0])
         self.clock.advance(IDLE * 10)
         self.assertFalse(self.wire.disconnecting)
@@ -509,7 +522,7 @@ class IdleTests(RequestCase):
 
     def test_reading_goes_on_after_a_body_that_ended_while_paused(self) -> None:
         """When a body ends while it is held back, the next request is read all the same."""
-        self.wire.request("PATCH", "/", body=b"abc")
+        self.wire.send(CHUNKED)
         self.assertTrue(self.wire.paused)
         self.take(self.route.requests[0])
         self.answer(self.route.requests[0])

@@ -165,19 +165,19 @@ class StreamingRequest(Request):
     # ---- called by the channel
 
     def gotLength(self, length: int | None) -> None:
-        """All headers are here; a request with a body begins."""
+        """All headers are here; a request begins whose body is not."""
         self.started = self.reactor.seconds()
         self.body_length = length
-        if length == 0:
-            # The channel calls requestReceived at once, when its own state allows an answer.
-            return
         expect = self.requestHeaders.getRawHeaders(b"expect", [b""])[0]
         if expect.lower() == b"100-continue":
             # Sent when the body is wanted, and never to a request that is refused.
             self._expects_continue = self.channel._version == b"HTTP/1.1"
             self.requestHeaders.removeHeader(b"expect")
-        self._paused = True
         channel = self.channel
+        if length is not None and len(channel._buffer) >= length:
+            # The channel calls requestReceived at once, when its own state allows an answer.
+            return
+        self._paused = True
         self._begin(channel._command, channel._path, channel._version)
         if self._paused:
             self.pauseProducing()
@@ -200,9 +200,9 @@ class StreamingRequest(Request):
             self.transport.pauseProducing()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The end of the body, or a request without one."""
+        """The end of the body, or a request whose body came with its headers."""
         self._complete = True
-        if self.body_length == 0:
+        if self._site is None:
             self._begin(command, path, version)
             return
         if self._paused:
