@@ -169,13 +169,13 @@ class VFSVolume:
         with self.open_root() as root:
             for _ in range(_RACES):
                 try:
-                    root.make_directories("/".join(above))
+                    there = root.grow("/".join(above))
                     with root.descend("/".join(above)) as parent:
                         os.mkdir(name, 0o755 if mode is None else mode, dir_fd=parent.descriptor)
                         if mode is not None:
                             # An explicit mode is meant as it is, whatever the umask.
                             os.chmod(name, mode, dir_fd=parent.descriptor)
-                        parent.sync()
+                    root.sync_names("/".join(vfid.layout), there)
                     return True
                 except FileExistsError:
                     if exist_ok:

@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socket import socket
 from types import TracebackType
 from typing import Self
@@ -396,28 +396,47 @@ class Directory(_Closing):
 
         :raises FileExistsError: when a file is in the way.
         """
+        self.sync_names(path, self.grow(path, mode))
+
+    def grow(self, path: str, mode: int = 0o755) -> int:
+        """
+        The same, but leave it to :meth:`sync_names` to bring it to stable storage.
+
+        :return: how many components of the path there were.
+        """
         parts = path.split("/")
-        made = len(parts)
+        found = len(parts)
         while True:
             try:
-                current = self.descend("/".join(parts[:made]) or ".")
+                current = self.descend("/".join(parts[:found]) or ".")
                 break
             except FileNotFoundError:
-                made -= 1
+                found -= 1
         try:
-            for part in parts[made:]:
+            for part in parts[found:]:
                 if part == "..":
                     raise InvalidSubpath(subpath=path)
-                try:
+                with suppress(FileExistsError):
                     os.mkdir(part, mode, dir_fd=current.descriptor)
-                    os.fsync(current.descriptor)
-                except FileExistsError:
-                    pass
                 below = current.descend(part, links=False)
                 current.close()
                 current = below
         finally:
             current.close()
+        return found
+
+    def sync_names(self, path: str, start: int) -> None:
+        """
+        Return when the last components of a path are on stable storage, as names.
+
+        The one nearest to the top is first: that commits the journal, which has the others too.
+
+        :param start: how many components at its beginning are there already.
+        """
+        parts = path.split("/")
+        for stop in range(start, len(parts)):
+            with self.descend("/".join(parts[:stop]) or ".") as directory:
+                directory.sync()
 
     def ensure(self, path: str, mode: int = 0o755) -> Directory:
         """Open a directory, which is made with those above it when it is missing."""
