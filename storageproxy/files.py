@@ -15,6 +15,7 @@ import stat
 from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from uuid import uuid4
 
@@ -29,8 +30,8 @@ from storageproxy.errors import (
 )
 
 METADATA = "metadata.json"
-_YEAR_1 = datetime.min.replace(tzinfo=UTC).timestamp()
-_YEAR_9999 = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+_YEAR_1 = int(datetime.min.replace(tzinfo=UTC).timestamp())
+_YEAR_9999 = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 MAX_METADATA = 10 * 1024 * 1024
 
 #: Entries in one piece of a listing, of some 200 bytes each: a little more than ``scandir-limit``.
@@ -80,13 +81,12 @@ def _texts(
         except OSError:
             # It went away, or became something else, since its name was read.
             continue
-        created = status.st_ctime
-        modified = status.st_mtime
-        created_text = _time(created)
+        created = _time(status.st_ctime_ns)
+        modified = _time(status.st_mtime_ns)
         yield (
             f'{separator}{{"name": {_quote(entry.name)}, "type": "{_kind(mode)}",'
-            f' "stat": {{"mode": {mode}, "size": {status.st_size}, "created": "{created_text}",'
-            f' "modified": "{created_text if modified == created else _time(modified)}"}},'
+            f' "stat": {{"mode": {mode}, "size": {status.st_size}, "created": "{created}",'
+            f' "modified": "{modified}"}},'
             f' "symlink_target": {_quote(target) if target else _NOTHING}}}'
         )
         separator = ", "
@@ -102,13 +102,18 @@ def _kind(mode: int) -> str:
     return "SYMLINK" if stat.S_ISLNK(mode) else "FILE"
 
 
-def _time(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
-    except (ValueError, OverflowError):
-        # People can give a file any time; managers read four digits of a year.
-        nearest = min(max(seconds, _YEAR_1), _YEAR_9999)
-        return datetime.fromtimestamp(nearest, UTC).isoformat()
+def _time(nanoseconds: int) -> str:
+    second, rest = divmod(nanoseconds, 1_000_000_000)
+    fraction = f".{rest // 1000:06}" if rest >= 1000 else ""
+    return f"{_second(second)}{fraction}+00:00"
+
+
+@lru_cache(1024)
+def _second(second: int) -> str:
+    """A whole second as text; what lies in one directory was often made within a few of them."""
+    # People can give a file any time; managers read four digits of a year.
+    moment = datetime.fromtimestamp(min(max(second, _YEAR_1), _YEAR_9999), UTC)
+    return moment.replace(tzinfo=None).isoformat()
 
 
 def _inside(target: str, host_path: str, path: str) -> str:

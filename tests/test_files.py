@@ -194,7 +194,10 @@ class ListTests(FilesTestCase):
 
     def test_far_future(self) -> None:
         """A file with a time that no calendar has does not hide the others."""
-        odd = os.stat_result((stat.S_IFREG | 0o644, 1, 1, 1, 0, 0, 5, 1 << 55, 1 << 55, 1 << 55))
+        odd = os.stat_result(
+            (stat.S_IFREG | 0o644, 1, 1, 1, 0, 0, 5, 1 << 55, 1 << 55, 1 << 55),
+            {"st_mtime_ns": 10**9 << 55, "st_ctime_ns": -(10**9 << 55)},
+        )
         scandir = os.scandir
 
         class Odd:
