@@ -171,6 +171,30 @@ class CutListing(OnFolder):
         self.assertEqual(len(content["items"]), 3)
 
 
+class LongListing(OnFolder):
+    """No ``scandir-limit``: a directory may have any number of entries."""
+
+    settings = "scandir-limit = 0"
+
+    def test_whole(self) -> None:
+        """Thousands of entries are all listed once, while the listing is made."""
+        names = [f"{number:04}" for number in range(5000)]
+        for name in names:
+            os.mknod(self.root / name)
+        answer = self.post("/folder/file/list", relpath=".")
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(answer.words("Transfer-Encoding"), {"chunked"})
+        self.assertEqual(sorted(item["name"] for item in answer.json()["items"]), names)
+        self.alive()
+
+    def test_short(self) -> None:
+        """A short listing has a length."""
+        (self.root / "file").touch()
+        answer = self.post("/folder/file/list", relpath=".")
+        self.assertEqual(answer.header("Content-Length"), str(len(answer.body)))
+        self.assertEqual(len(answer.json()["items"]), 1)
+
+
 class Renaming(OnFolder):
     """Giving a file another name."""
 
@@ -535,4 +559,4 @@ class Removing(OnFolder):
         self.assert_problem(self.delete("a", vfid=self.new_id()), 404)
 
 
-globals().update(dialects(Listing, CutListing, Renaming, Moving, Fetching, Removing))
+globals().update(dialects(Listing, CutListing, LongListing, Renaming, Moving, Fetching, Removing))
