@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
+    InvalidLogLevelError,
     LogEvent,
+    Logger,
     LogLevel,
     LogLevelFilterPredicate,
     formatEvent,
@@ -61,8 +63,9 @@ def line(event: LogEvent) -> str:
         # What else formatEvent() can do takes it as long as half of a small request.
         "message": event["log_format"].format_map(event) if is_access else formatEvent(event),
     }
-    if "request_id" in event:
-        record["request_id"] = event["request_id"]
+    for key in ("worker", "request_id"):
+        if key in event:
+            record[key] = event[key]
     if is_access:
         record.update((key, event[key]) for key in _REQUEST)
         record["duration"] = round(record["duration"], 6)
@@ -87,16 +90,17 @@ class JSONObserver:
 
     def __call__(self, event: LogEvent) -> None:
         """Write an event."""
-        self._write(line(event))
+        self.write(line(event))
+
+    def write(self, lines: str) -> None:
+        """Write lines that are made already."""
+        self._write(lines)
         self._flush()
 
 
-def observer(settings: Configuration, debug: bool, stdout: TextIO | None = None) -> Any:
+def drivers(settings: Configuration, stdout: TextIO | None = None) -> list[JSONObserver]:
     """
-    What the configuration wants of the log.
-
-    :param debug: whether everything is logged, whatever it says.
-    :return: an :class:`ILogObserver`.
+    Where the configuration wants the log to go.
     """
     observers: list[JSONObserver] = []
     if "file" in settings.logging.drivers and settings.logging.file is not None:
@@ -112,6 +116,17 @@ def observer(settings: Configuration, debug: bool, stdout: TextIO | None = None)
     if "console" in settings.logging.drivers or not observers:
         console = stdout or sys.stdout
         observers.append(JSONObserver(console.write, console.flush))
+    return observers
+
+
+def observer(settings: Configuration, debug: bool, observers: Sequence[JSONObserver]) -> Any:
+    """
+    What the configuration wants of the log.
+
+    :param debug: whether everything is logged, whatever it says.
+    :param observers: who gets it.
+    :return: an :class:`ILogObserver`.
+    """
     level = LogLevel.debug if debug else _LEVELS[settings.logging.level.upper()]
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
 
@@ -121,3 +136,29 @@ def observer(settings: Configuration, debug: bool, stdout: TextIO | None = None)
             one(event)
 
     return FilteringLogObserver(all_of_them, [predicate])
+
+
+def retell(lines: str) -> None:
+    """
+    Make events again of lines, for a log that is not ours.
+
+    :param lines: whole ones, as :func:`line` makes them.
+    """
+    for text in lines.splitlines():
+        try:
+            record = json.loads(text)
+            log = Logger(record["logger"])
+            level = LogLevel.lookupByName(record["level"])
+            said = [record["message"], *filter(None, [record.get("traceback")])]
+        except (ValueError, TypeError, KeyError, InvalidLogLevelError):
+            Logger().info("{said}", said=text)
+            continue
+        # Names of Twisted's own, as "time" is one, are not for values.
+        values = {key: record[key] for key in ("request_id", *_REQUEST) if key in record}
+        log.emit(
+            level,
+            "[worker {worker}] {said}",
+            worker=record.get("worker", ""),
+            said="\n".join(said),
+            **values,
+        )

@@ -91,8 +91,8 @@ def makeService(options: Options) -> IService:
     # Klein takes the reactor when it is imported; by now it is the one that was chosen.
     from twisted.internet import reactor
 
-    from storageproxy.logs import observer
-    from storageproxy.service import StorageProxy
+    from storageproxy.daemon import Daemon
+    from storageproxy.logs import drivers, observer, retell
 
     settings = options.settings
     greeting = ""
@@ -105,10 +105,29 @@ def makeService(options: Options) -> IService:
         parent.get(name) for name in ("logfile", "logger", "syslog")
     )
     debug = bool(options["debug"]) or settings.debug.enabled
+    outputs = drivers(settings) if own_log else []
+
+    def take_lines(lines: str) -> None:
+        for output in outputs:
+            output.write(lines)
+
     try:
-        return StorageProxy(
-            settings, reactor, observer(settings, debug) if own_log else None, greeting
-        )
+        serving: Any
+        if settings.storage_proxy.num_proc > 1:
+            from storageproxy.workers import Workers
+
+            if own_log:
+                serving = Workers(settings, reactor, take_lines, debug)
+            else:
+                # The log of twistd takes what comes.
+                serving = Workers(settings, reactor, retell, True)
+        else:
+            # Only who serves loads what that needs.
+            from storageproxy.service import StorageProxy
+
+            serving = StorageProxy(settings, reactor)
+        log_observer = observer(settings, debug, outputs) if own_log else None
+        return Daemon(settings, serving, reactor, log_observer, greeting)
     except ConfigurationError as error:
         _refuse(error)
         raise

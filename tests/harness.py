@@ -41,15 +41,16 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from backends.vfs import VFSVolume
+from storageproxy import config, listeners
 from storageproxy.api.client import ClientAPI, allow_origin
 from storageproxy.api.handover import Handover
 from storageproxy.api.manager import ManagerAPI
 from storageproxy.api.routing import Front
 from storageproxy.background import Background
-from storageproxy.config import ListenerSettings
+from storageproxy.config import Configuration, ListenerSettings
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.interfaces import IThreads
-from storageproxy.service import endpoint, tls_options
+from storageproxy.listeners import Listener, open_socket
 from storageproxy.threads import Progress, VolumeThreads
 from storageproxy.tokens import TokenKey
 from storageproxy.transfer.site import StreamingSite
@@ -482,6 +483,33 @@ class Descriptors:
         return found
 
 
+def settings_of(root: Path, **proxy: Any) -> Configuration:
+    """
+    A configuration with one volume, whose ports are any.
+
+    :param proxy: keys of ``[storage-proxy]``.
+    """
+    (root / "local").mkdir(parents=True, exist_ok=True)
+    return config.check(
+        {
+            "storage-proxy": {
+                "node-id": "i-tests",
+                "secret": TOKEN_SECRET,
+                "session-expire": "1d",
+                "user": -1,
+                "group": -1,
+                "num-proc": 1,
+                **proxy,
+            },
+            "api": {
+                "client": {"service-addr": "127.0.0.1:0"},
+                "manager": {"service-addr": "127.0.0.1:0", "secret": MANAGER_SECRET},
+            },
+            "volume": {"local": {"backend": "vfs", "path": str(root / "local")}},
+        }
+    )
+
+
 class Events:
     """Everything that is logged while a test runs."""
 
@@ -659,10 +687,11 @@ class OverTCP:
         self._ports = {}
         listener = self.listener()
         for api in ("client", "manager"):
-            context = tls_options(listener) if listener.ssl_enabled else None
             factory = getattr(self.proxy, f"{api}_site")
             self._watch(factory)
-            self._ports[api] = await endpoint(real_reactor, listener, context).listen(factory)
+            with open_socket(*listener.service_addr) as opened:
+                shared = Listener(opened, listeners.Certificate.load(listener))
+                self._ports[api] = shared.listen(real_reactor, factory)
 
     def _watch(self, factory: Any) -> None:
         build = factory.buildProtocol

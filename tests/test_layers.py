@@ -163,9 +163,20 @@ class LayerTests(SynchronousTestCase):
         self.assertEqual(importers, {"storageproxy.service"})
 
     def test_service(self) -> None:
-        """Nothing but the command line imports the service."""
+        """Nothing but the command line, here and in a worker, imports the service."""
         importers = {name for name in MODULES if "storageproxy.service" in imports(name)}
-        self.assertEqual(importers, {"storageproxy.tap"})
+        self.assertEqual(importers, {"storageproxy.tap", "storageproxy.worker"})
+
+    def test_workers(self) -> None:
+        """Who only watches those that serve does not load what they need for it."""
+        self.assertNever(
+            {"storageproxy.workers": closure("storageproxy.workers")},
+            "storageproxy.api",
+            "storageproxy.transfer",
+            "storageproxy.service",
+            "twisted.web",
+            "klein",
+        )
 
     def test_filesystem(self) -> None:
         """Below the transfers nothing knows of HTTP."""
@@ -188,7 +199,7 @@ class LayerTests(SynchronousTestCase):
         TopologicalSorter(graph).prepare()
 
     def test_reactor(self) -> None:
-        """The reactor is passed in: no module imports it but the command line, in a function."""
+        """The reactor is passed in: no module imports it but the command lines, in a function."""
         at_import = {
             name
             for name, tree in MODULES.items()
@@ -196,4 +207,4 @@ class LayerTests(SynchronousTestCase):
         }
         anywhere = {name for name in MODULES if "twisted.internet.reactor" in imports(name)}
         self.assertEqual(at_import, set())
-        self.assertLessEqual(anywhere, {"storageproxy.tap"})
+        self.assertLessEqual(anywhere, {"storageproxy.tap", "storageproxy.worker"})

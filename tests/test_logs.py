@@ -14,15 +14,16 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from twisted.python.failure import Failure
 from twisted.python.logfile import LogFile
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from storageproxy import config, logs
-from storageproxy.logs import JSONObserver, line, observer
+from storageproxy.logs import JSONObserver, drivers, line, observer, retell
 from storageproxy.schema import ByteSize, Duration, Text
+from tests.harness import Events
 from tests.strategies import QUICK
 
 SECRET = "eyJhbGciOiJIUzI1NiJ9.the-token.the-signature"
@@ -158,10 +159,58 @@ class LineTests(SynchronousTestCase):
         self.assertIn("ValueError", record["traceback"])
         self.assertEqual(record["time"], "1970-01-01T00:00:00.000+00:00")
 
+    def test_worker(self) -> None:
+        """What a worker says has its number, the first one's also."""
+        record = self.only(lambda log: log.info("x", worker=0))
+        self.assertEqual(record["worker"], 0)
+
     def test_odd_values(self) -> None:
         """Values that JSON has not are told as text."""
         record = self.only(lambda log: log.info("x", **{**REQUEST, "client": Path("/x")}))
         self.assertEqual(record["client"], "/x")
+
+
+class RetellTests(SynchronousTestCase):
+    """The lines of workers, for a log that is not ours."""
+
+    def told(self, *lines: str) -> list[LogEvent]:
+        """The events that lines become."""
+        events = Events(self)
+        retell("".join(lines))
+        return list(events)
+
+    def test_event(self) -> None:
+        """Level, logger, worker and message are what they were, even if they look like a format."""
+        [event] = emitted(lambda log: log.warn("{n} sheep", n="{five}", worker=1))
+        [again] = self.told(line(event))
+        self.assertEqual(formatEvent(again), "[worker 1] {five} sheep")
+        self.assertEqual(again["log_level"], LogLevel.warn)
+        self.assertEqual(again["log_namespace"], "tests.logs")
+
+    def test_request(self) -> None:
+        """A request keeps its values."""
+        [event] = emitted(lambda log: log.info("{method} {route}", worker=0, **REQUEST))
+        [again] = self.told(line(event))
+        self.assertEqual(again["status"], 204)
+        self.assertEqual(again["request_id"], "abc123")
+
+    def test_failure(self) -> None:
+        """A traceback stays with its message."""
+
+        def emit(log: Logger) -> None:
+            log.failure("While testing", Failure(ValueError("wrong")), worker=0)
+
+        [event] = emitted(emit)
+        [again] = self.told(line(event))
+        self.assertIn("While testing", formatEvent(again))
+        self.assertIn("ValueError: wrong", formatEvent(again))
+
+    def test_something_else(self) -> None:
+        """What is no line of ours, as a library has printed it, is told as it is."""
+        first, second, third = self.told("hello {world}\n", "42\n", '{"level": "odd"}\n')
+        self.assertEqual(formatEvent(first), "hello {world}")
+        self.assertEqual(formatEvent(second), "42")
+        self.assertEqual(formatEvent(third), '{"level": "odd"}')
 
 
 class ObserverTests(SynchronousTestCase):
@@ -185,7 +234,7 @@ class ObserverTests(SynchronousTestCase):
     ) -> list[dict[str, Any]]:
         """What is on the console after an event of each level."""
         console = io.StringIO()
-        made = observer(configuration, debug, console)
+        made = observer(configuration, debug, drivers(configuration, console))
         log = Logger("tests.logs", observer=made)
         for level in LogLevel.iterconstants():
             log.emit(level, "said")
@@ -193,7 +242,7 @@ class ObserverTests(SynchronousTestCase):
 
     def test_interfaces(self) -> None:
         """Both are what Twisted calls an observer."""
-        verifyObject(ILogObserver, observer(settings(), False, io.StringIO()))
+        verifyObject(ILogObserver, observer(settings(), False, []))
         verifyObject(ILogObserver, JSONObserver(print, print))
 
     def test_flushed(self) -> None:
@@ -251,9 +300,8 @@ class ObserverTests(SynchronousTestCase):
         wanted = config.FileLogSettings(
             Text(directory), Text("proxy.log"), backup_count=2, rotation_size=ByteSize(200)
         )
-        log = Logger(
-            "tests.logs", observer=observer(settings(drivers=["file"], file=wanted), False)
-        )
+        configuration = settings(drivers=["file"], file=wanted)
+        log = Logger("tests.logs", observer=observer(configuration, False, drivers(configuration)))
         for number in range(20):
             log.info("event number {number} of twenty", number=number)
         found = sorted(os.listdir(directory))

@@ -21,7 +21,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from storageproxy.config import ListenerSettings
-from storageproxy.service import endpoint, tls_options
+from storageproxy.listeners import Certificate, Listener, open_socket
 from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.site import IDLE, StreamingSite
 from tests.harness import Wire, make_certificate
@@ -191,7 +191,8 @@ class TLSTests(TestCase):
         listener = ListenerSettings(("127.0.0.1", 0), True, str(certificate), str(key))
         resource = Resource()
         site = StreamingSite(resource, reactor)
-        port = await endpoint(reactor, listener, tls_options(listener)).listen(site)
+        with open_socket(*listener.service_addr) as opened:
+            port = Listener(opened, Certificate.load(listener)).listen(reactor, site)
         greeter = Greeter()
         context = _OffersHTTP2()
         directlyProvides(context, IOpenSSLContextFactory)

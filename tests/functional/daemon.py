@@ -55,6 +55,7 @@ class Daemon:
     :param client_settings: TOML lines added to the ``[api.client]`` table.
     :param volume_settings: TOML lines added to the table of the first volume.
     :param tls: a certificate chain and its key (PEM files), when both ports are to speak TLS.
+    :param processes: how many serve.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Daemon:
         tls: tuple[Path, Path] | None = None,
         client_settings: str = "",
         volume_settings: str = "",
+        processes: int = 1,
     ) -> None:
         self.root = root
         self.client_port = free_port()
@@ -85,7 +87,7 @@ class Daemon:
             'namespace = "local"\n'
             "[storage-proxy]\n"
             'node-id = "i-tests"\n'
-            "num-proc = 1\n"
+            f"num-proc = {processes}\n"
             f'secret = "{TOKEN_SECRET}"\n'
             'session-expire = "1d"\n'
             "user = -1\n"
