@@ -104,7 +104,7 @@ class Listener:
         """
         Begin to accept connections.
 
-        :return: a port with a descriptor of its own; the socket stays open when it is closed.
+        :return: a port with a descriptor of its own; the socket is closed.
         """
         if self.certificate is not None:
             factory = TLSMemoryBIOFactory(self.certificate.options(), False, factory)
@@ -114,6 +114,7 @@ class Listener:
         )
         if turns is not None:
             turns.begin(port)
+        self.socket.close()
         return port
 
 

@@ -152,7 +152,11 @@ class Workers(Service):
                 childFDs={0: "w", 1: "r", 2: "r", READY: "r", CLIENT: client, MANAGER: manager},
             )
         except OSError as error:
-            self.ended(worker, f"cannot be started: {error.strerror}.")
+            self.ended(
+                worker,
+                f"cannot be started: {error.strerror}. The daemon's user has to be able to run"
+                f" {sys.executable}, and to read the program.",
+            )
 
     def serves(self, worker: WorkerProcess) -> None:
         """A worker has begun to serve."""

@@ -689,9 +689,10 @@ class OverTCP:
         for api in ("client", "manager"):
             factory = getattr(self.proxy, f"{api}_site")
             self._watch(factory)
-            with open_socket(*listener.service_addr) as opened:
-                shared = Listener(opened, listeners.Certificate.load(listener))
-                self._ports[api] = shared.listen(real_reactor, factory)
+            opened = Listener(
+                open_socket(*listener.service_addr), listeners.Certificate.load(listener)
+            )
+            self._ports[api] = opened.listen(real_reactor, factory)
 
     def _watch(self, factory: Any) -> None:
         build = factory.buildProtocol

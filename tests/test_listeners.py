@@ -156,9 +156,12 @@ class ListenTests(SynchronousTestCase):
 
     def listen(self, **more: Any) -> Any:
         """The factory that a port gets."""
+        descriptor = self.socket.fileno()
         Listener(self.socket, **more).listen(self.reactor, self.factory)
-        [(descriptor, family, factory)] = self.reactor.adoptedPorts
-        self.assertEqual((descriptor, family), (self.socket.fileno(), socket.AF_INET))
+        [(adopted, family, factory)] = self.reactor.adoptedPorts
+        self.assertEqual((adopted, family), (descriptor, socket.AF_INET))
+        # Who closes the port must have closed the last descriptor.
+        self.assertEqual(self.socket.fileno(), -1)
         return factory
 
     def test_plain(self) -> None:

@@ -246,8 +246,6 @@ class TCPTests(TestCase):
         ports = [opened.getsockname()[1] for opened in sockets]
         daemon.listen([Listener(opened) for opened in sockets])
         daemon.startService()
-        for opened in sockets:
-            opened.close()
         agent = Agent(real_reactor, pool=HTTPConnectionPool(real_reactor, False))
         for port, path in zip(ports, ("/", "/status"), strict=True):
             answer = await agent.request(b"GET", f"http://127.0.0.1:{port}{path}".encode())

@@ -191,8 +191,8 @@ class TLSTests(TestCase):
         listener = ListenerSettings(("127.0.0.1", 0), True, str(certificate), str(key))
         resource = Resource()
         site = StreamingSite(resource, reactor)
-        with open_socket(*listener.service_addr) as opened:
-            port = Listener(opened, Certificate.load(listener)).listen(reactor, site)
+        opened = open_socket(*listener.service_addr)
+        port = Listener(opened, Certificate.load(listener)).listen(reactor, site)
         greeter = Greeter()
         context = _OffersHTTP2()
         directlyProvides(context, IOpenSSLContextFactory)
