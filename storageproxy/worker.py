@@ -19,7 +19,6 @@ from twisted.logger import ILogObserver, LogEvent, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from storageproxy.config import ConfigurationError
 from storageproxy.listeners import Listener
 from storageproxy.logs import JSONObserver, observer
 from storageproxy.workers import CLIENT, MANAGER, READY, Instructions
@@ -104,10 +103,7 @@ def main() -> None:
     from twisted.internet import reactor
 
     log(instructions)
-    try:
-        serve(instructions, reactor)
-    except ConfigurationError as error:
-        raise SystemExit(str(error)) from None
+    serve(instructions, reactor)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,10 @@ PATIENCE = 25.0
 #: Seconds after which one that cannot even be killed is left behind.
 LAST_PATIENCE = 5.0
 
+#: Bytes that Twisted reads of a pipe at a time, and seconds for which lines may gather there after
+#: it was less: to be woken costs as much as dozens of lines.
+MOST, GATHER = 8192, 0.02
+
 
 class WorkersFailed(Exception):
     """No worker has ever begun to serve."""
@@ -139,7 +143,7 @@ class Workers(Service):
             tuple(listener.certificate for listener in self._listeners),
             self._debug,
         )
-        worker = WorkerProcess(self, number, self._reactor.seconds(), pickle.dumps(instructions))
+        worker = WorkerProcess(self, number, self._reactor, pickle.dumps(instructions))
         self._running[number] = worker
         client, manager = (listener.socket.fileno() for listener in self._listeners)
         try:
@@ -220,17 +224,19 @@ class WorkerProcess(ProcessProtocol):
 
     :param workers: hears of it.
     :param number: its place, which its successor inherits.
-    :param began: when it was started, as the reactor counts.
+    :param reactor: has started it now.
     :param instructions: for its standard input.
+    :ivar began: when it was started, as the reactor counts.
     :ivar serving: whether it has begun to.
     """
 
     transport: Any
     _log = Logger("storageproxy.workers")
 
-    def __init__(self, workers: Workers, number: int, began: float, instructions: bytes) -> None:
+    def __init__(self, workers: Workers, number: int, reactor: Any, instructions: bytes) -> None:
         self.number = number
-        self.began = began
+        self.began: float = reactor.seconds()
+        self._reactor = reactor
         self.serving = False
         self._workers = workers
         self._instructions = instructions
@@ -254,6 +260,9 @@ class WorkerProcess(ProcessProtocol):
             self._workers.serves(self)
         elif childFD == 1:
             lines, newline, self._rest = (self._rest + data).rpartition(b"\n")
+            if len(data) < MOST:
+                self.transport.pauseProducing()
+                self._reactor.callLater(GATHER, self.transport.resumeProducing)
             if newline:
                 self._workers.told((lines + newline).decode("utf-8", "replace"))
         else:

@@ -28,9 +28,11 @@ from storageproxy.listeners import Certificate, Listener, open_socket
 from storageproxy.workers import (
     CLIENT,
     FIRST_DELAY,
+    GATHER,
     LAST_DELAY,
     LAST_PATIENCE,
     MANAGER,
+    MOST,
     PATIENCE,
     READY,
     YOUNG,
@@ -56,6 +58,13 @@ class Process:
     signals: list[str] = field(factory=list)
     asked: bool = False
     gone: bool = False
+    paused: bool = False
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        self.paused = False
 
     def writeToChild(self, childFD: int, data: bytes) -> None:
         assert childFD == 0
@@ -397,6 +406,8 @@ class StopTests(WorkersCase):
         self.reactor.advance(PATIENCE)
         self.reactor.advance(LAST_PATIENCE)
         self.successResultOf(stopping)
+        for process in self.processes:
+            process.end(number=signal.SIGKILL)
 
     def test_gone_in_the_same_moment(self) -> None:
         """One that ends as it is to be killed is no error."""
@@ -440,6 +451,15 @@ class LogTests(WorkersCase):
         first.childDataReceived(1, b": 2}\n{}\n")
         second.childDataReceived(1, b": 3}\n")
         self.assertEqual(self.lines[1:], ['{"a": 2}\n{}\n', '{"c": 3}\n'])
+
+    def test_gathered(self) -> None:
+        """While little is said, it is read now and then; when much is said, all of it at once."""
+        first, second = self.start()
+        first.protocol.childDataReceived(1, b"{}\n")
+        second.protocol.childDataReceived(1, b"{}\n" * (MOST // 3) + b"{}")
+        self.assertEqual((first.paused, second.paused), (True, False))
+        self.reactor.advance(GATHER)
+        self.assertFalse(first.paused)
 
     def test_rest(self) -> None:
         """What a worker was about to say when it was killed is no line."""
