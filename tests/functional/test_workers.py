@@ -592,6 +592,7 @@ class BackgroundTests(WorkersCase):
             env={**os.environ, "PYTHONPATH": os.path.relpath(CHECKOUT, self.root)},
         )
         pid = int(pid_file.read_text())
+        self.addCleanup(self.end_process, pid)
         log = self.root / "twistd.log"
         self.daemon.log = log
         self.until(lambda: "has started" in log.read_text())
@@ -607,3 +608,8 @@ class BackgroundTests(WorkersCase):
             self.assertNotIn("Traceback", log.read_text())
             os.kill(pid, signal.SIGTERM)
         self.assertFalse(pid_file.exists())
+
+    def end_process(self, pid: int) -> None:
+        """Stop the daemon, when the test has failed to."""
+        if "storage-proxy" in command(pid):
+            os.kill(pid, signal.SIGTERM)
