@@ -10,8 +10,9 @@ import hmac
 import json
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
-from typing import NewType, TypeVar
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NewType, TypeVar
 
 import jwt
 from attrs import field, frozen
@@ -164,14 +165,7 @@ class TokenKey:
         if token is None:
             raise InvalidParameters.of({"token": "is required"})
         try:
-            # The time is checked against the clock that was passed in.
-            claims = jwt.decode(
-                token,
-                self._key,
-                algorithms=[ALGORITHM],
-                options={"require": ["exp"], "verify_exp": False, "verify_iat": False},
-            )
-            verified = structure(claims, cls)
+            verified = structure(_claims(self._key, token), cls)
         except jwt.PyJWTError as error:
             raise InvalidParameters.of(
                 {"token": f"cannot decode the given value as JWT: {error}"}
@@ -197,6 +191,18 @@ class TokenKey:
     def _padded(self) -> bytes:
         # HMAC pads a short key with zeros itself (RFC 2104); PyJWT warns of it for each token.
         return self.secret.encode("utf-8").ljust(32, b"\0")
+
+
+@lru_cache(1024)
+def _claims(key: bytes, token: str) -> Mapping[str, Any]:
+    """What is signed, ended or not; a client that reads in parts shows the same token each time."""
+    return jwt.decode(
+        token,
+        key,
+        algorithms=[ALGORITHM],
+        # The time is checked against the clock that is passed in.
+        options={"require": ["exp"], "verify_exp": False, "verify_iat": False},
+    )
 
 
 def _base64(data: bytes) -> bytes:

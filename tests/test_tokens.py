@@ -159,6 +159,17 @@ class ExchangeTests(SynchronousTestCase):
         """What ends is decided by the clock that is passed in, not by the machine's."""
         KEY.verify(5.0, signed({**DOWNLOAD, "exp": 6}), DownloadToken)
 
+    def test_again(self) -> None:
+        """A token that was good is refused when its time is over, and for anything else."""
+        token = signed(DOWNLOAD)
+        for _ in range(2):
+            self.assertEqual(KEY.verify(NOW, token, DownloadToken).relpath, "a/b.txt")
+        self.assertRaises(InvalidParameters, KEY.verify, DOWNLOAD["exp"], token, DownloadToken)
+        self.assertRaises(InvalidParameters, KEY.verify, NOW, token, UploadToken)
+        other = TokenKey(SECRET + "x", 3600.0)
+        self.assertRaises(InvalidParameters, other.verify, NOW, token, DownloadToken)
+        self.assertEqual(KEY.verify(NOW, token, DownloadToken).relpath, "a/b.txt")
+
     def test_fraction(self) -> None:
         """A fraction of a second is a time as well."""
         KEY.verify(NOW, signed({**DOWNLOAD, "exp": NOW + 0.5}), DownloadToken)
