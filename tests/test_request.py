@@ -155,6 +155,18 @@ class BodyTests(RequestCase):
         self.assertEqual(self.wire.pauses, 0)
         self.assertFalse(self.wire.disconnecting)
 
+    def test_body_with_the_headers_is_taken_later(self) -> None:
+        """A client that leaves when it has sent all of a body is not noticed before the answer."""
+        self.wire.request("PATCH", "/", body=b"abcdef")
+        self.assertTrue(self.wire.paused)
+        self.take(self.route.requests[0])
+        self.assertEqual((self.taker.body, self.taker.complete), (b"abcdef", True))
+        self.assertTrue(self.wire.paused)
+        self.answer(self.route.requests[0])
+        self.assertFalse(self.wire.paused)
+        self.wire.request("GET", "/next")
+        self.assertEqual(self.route.requests[-1].path, b"/next")
+
     def test_body_is_taken_later(self) -> None:
         """A route that looks something up first holds the client back, and misses no byte."""
         self.wire.send(b"PATCH / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nab", b"cd")

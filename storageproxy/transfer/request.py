@@ -204,6 +204,9 @@ class StreamingRequest(Request):
         self._complete = True
         if self._site is None:
             self._begin(command, path, version)
+            if self._arrived:
+                # It is taken later on, also when the client has left by then.
+                self.transport.pauseProducing()
             return
         if self._paused:
             # The channel has noted an idle timeout of None, which was ours.
