@@ -17,7 +17,7 @@ from attrs import define
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from storageproxy import trees
+from storageproxy import cloning, removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
 from storageproxy.errors import DiskFull, VFolderExists, VFolderNotFound
@@ -116,7 +116,7 @@ class VFSVolume:
             failed: OSError | None = None
             while self._trash_is_full:
                 self._trash_is_full = False
-                failed = await self.threads.run_long(self._empty_trash)
+                failed = await self.threads.run_long(self._empty_trash, "emptying the trash")
             if failed is not None:
                 raise failed
         finally:
@@ -134,7 +134,8 @@ class VFSVolume:
         made = await self._make_target(target, target_vfid)
         try:
             await self.threads.run_long(
-                lambda progress: self._copy(vfid, target, target_vfid, progress)
+                lambda progress: self._copy(vfid, target, target_vfid, progress),
+                f"cloning {vfid} to {target_vfid} on {target.name}",
             )
         except BaseException:
             # Only what was made here; a target that was there may hold more than the copy.
@@ -144,11 +145,13 @@ class VFSVolume:
 
     async def usage(self, vfid: VFolderID) -> trees.Usage:
         """See :meth:`storageproxy.interfaces.IVolume.usage`."""
-        return await self.within(vfid, trees.usage, None, USAGE_LIMIT)
+        return await self.within(vfid, trees.usage, trees.unwatched, USAGE_LIMIT)
 
     async def used_bytes(self, vfid: VFolderID) -> int:
         """See :meth:`storageproxy.interfaces.IVolume.used_bytes`."""
-        return await self.threads.run_long(lambda progress: self._count(vfid, progress))
+        return await self.threads.run_long(
+            lambda progress: self._count(vfid, progress), f"counting {vfid}"
+        )
 
     async def fs_usage(self) -> tuple[int, int]:
         """See :meth:`storageproxy.interfaces.IVolume.fs_usage`."""
@@ -221,7 +224,7 @@ class VFSVolume:
             with trash:
                 for name in os.listdir(trash.descriptor):
                     try:
-                        trees.remove(trash, name, progress.step)
+                        removal.remove(trash, name, progress.step)
                     except OSError as error:
                         if error.errno in (errno.ENOTDIR, errno.ELOOP):
                             os.unlink(name, dir_fd=trash.descriptor)
@@ -232,7 +235,7 @@ class VFSVolume:
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:
-            return trees.usage(folder, progress).used_bytes
+            return trees.usage(folder, progress.step).used_bytes
 
     async def _make_target(self, target: IVolume, vfid: VFolderID) -> bool:
         try:
@@ -245,7 +248,7 @@ class VFSVolume:
         self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID, progress: Progress
     ) -> None:
         with self.open_folder(vfid) as source, target.open_folder(target_vfid) as copy:
-            trees.copy(source, copy, progress, skip=UPLOADS)
+            cloning.copy(source, copy, progress.step, skip=UPLOADS)
 
 
 @implementer(IBackend)

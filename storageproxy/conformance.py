@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, gatherResults
 from zope.interface.verify import verifyObject
 
-from storageproxy import trees
+from storageproxy import cloning, trees
 from storageproxy.beneath import Directory
 from storageproxy.errors import VFolderExists, VFolderNotFound
 from storageproxy.interfaces import (
@@ -61,7 +61,7 @@ class VolumeConformance(TestCase):
                 file.write([b"copied before the failure"], 0)
             raise OSError(5, os.strerror(5))
 
-        self.patch(trees, "copy", fail)
+        self.patch(cloning, "copy", fail)
 
     def setUp(self) -> None:
         """Make the volume that most of the tests use."""

@@ -19,7 +19,6 @@ from functools import lru_cache
 from itertools import islice
 from uuid import uuid4
 
-from storageproxy import trees
 from storageproxy.beneath import Directory
 from storageproxy.errors import (
     InvalidSubpath,
@@ -28,6 +27,8 @@ from storageproxy.errors import (
     TargetConflict,
     from_os_error,
 )
+from storageproxy.removal import remove
+from storageproxy.trees import Step, unwatched
 
 METADATA = "metadata.json"
 _YEAR_1 = int(datetime.min.replace(tzinfo=UTC).timestamp())
@@ -188,7 +189,7 @@ def delete(
     volume: str,
     paths: Sequence[str],
     recursive: bool,
-    step: Callable[[], None] = lambda: None,
+    step: Step = unwatched,
 ) -> None:
     """
     Delete what can be deleted, then complain about what could not.
@@ -208,7 +209,7 @@ def delete(
             with parent:
                 status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
                 if recursive and stat.S_ISDIR(status.st_mode):
-                    trees.remove(parent, name, step)
+                    remove(parent, name, step)
                 else:
                     os.unlink(name, dir_fd=parent.descriptor)
         except StorageProxyError as error:

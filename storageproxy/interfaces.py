@@ -54,11 +54,14 @@ class IThreads(Interface):
         :return: as :meth:`run`.
         """
 
-    def run_long(function: Callable[[Progress], T]) -> Coroutine[Any, Any, T]:
+    def run_long(
+        function: Callable[[Progress], T], what: str = "a long operation"
+    ) -> Coroutine[Any, Any, T]:
         """
         Make a call that may take as long as it likes while it makes progress.
 
         :param function: called with a :class:`storageproxy.threads.Progress`.
+        :param what: names it in the log, which tells how far it is when it takes long.
         :return: a coroutine with what the function returns or raises.
         :raises storageproxy.errors.VolumeUnavailable: when it makes no progress.
         """

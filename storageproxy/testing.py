@@ -54,7 +54,9 @@ class SynchronousThreads:
         """See :meth:`storageproxy.interfaces.IThreads.submit`."""
         return execute(self._call, function)
 
-    async def run_long(self, function: Callable[[Progress], T]) -> T:
+    async def run_long(
+        self, function: Callable[[Progress], T], what: str = "a long operation"
+    ) -> T:
         """See :meth:`storageproxy.interfaces.IThreads.run_long`."""
         return self._call(lambda: function(Progress()))
 

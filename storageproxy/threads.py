@@ -27,6 +27,9 @@ from storageproxy.interfaces import IThreads
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: Seconds after which a long operation is told about in the log, and then again and again.
+FIRST_REPORT, NEXT_REPORT = 10.0, 30.0
+
 
 class Abandoned(Exception):
     """The caller of a long operation has given up; raised inside of it."""
@@ -34,28 +37,86 @@ class Abandoned(Exception):
 
 class Progress:
     """
-    How a long operation tells that it is alive, and learns that it need not go on.
+    How a long operation tells that it is alive and how far it is, and learns that it need not go
+    on.
 
     :ivar steps: a number that grows.
+    :ivar entries: files, directories and the like that it has come to.
+    :ivar size: bytes that it has dealt with.
     """
 
+    __slots__ = ("_abandoned", "entries", "size", "steps")
+
     def __init__(self) -> None:
-        self.steps = 0
-        self._abandoned = threading.Event()
+        self.steps = self.entries = self.size = 0
+        self._abandoned = False
 
-    def step(self) -> None:
+    def step(self, entries: int = 1, size: int = 0) -> None:
         """
-        To be called often, at least once for each file and each few MiB.
+        To be called often, at least once for each file and each few MiB. It costs next to nothing.
 
+        :param entries: how many it has come to since the last step; 0 within one of them.
+        :param size: bytes that it has dealt with since then.
         :raises Abandoned: when nobody waits for the result any more.
         """
         self.steps += 1
-        if self._abandoned.is_set():
+        self.entries += entries
+        self.size += size
+        if self._abandoned:
             raise Abandoned
 
     def abandon(self) -> None:
         """Make the next :meth:`step` end the operation."""
-        self._abandoned.set()
+        self._abandoned = True
+
+
+@define(eq=False)
+class _Report:
+    """
+    Tells the log about an operation that takes long, now and then and at its end.
+
+    :param reactor: keeps the time.
+    :param name: the volume's name.
+    :param what: the operation.
+    """
+
+    reactor: Any
+    log: Logger
+    name: str
+    what: str
+    progress: Progress
+    _begun: float = field(init=False)
+    _timer: IDelayedCall = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._begun = self.reactor.seconds()
+        self._timer = self.reactor.callLater(FIRST_REPORT, self._tell)
+
+    def end(self, outcome: str) -> None:
+        """
+        Tell how it ended, when there is something to add to a short silence.
+
+        :param outcome: what has become of it.
+        """
+        if self._timer.active():
+            self._timer.cancel()
+        if self.reactor.seconds() - self._begun >= FIRST_REPORT:
+            self._say(outcome)
+
+    def _tell(self) -> None:
+        self._timer = self.reactor.callLater(NEXT_REPORT, self._tell)
+        self._say("goes on")
+
+    def _say(self, outcome: str) -> None:
+        self.log.info(
+            "Volume {name}: {what} {outcome}: {entries} entries, {size} bytes in {seconds:.0f} s.",
+            name=self.name,
+            what=self.what,
+            outcome=outcome,
+            entries=self.progress.entries,
+            size=self.progress.size,
+            seconds=self.reactor.seconds() - self._begun,
+        )
 
 
 @define(eq=False)
@@ -149,7 +210,9 @@ class VolumeThreads:
         self._enqueue(call)
         return call
 
-    async def run_long(self, function: Callable[[Progress], T]) -> T:
+    async def run_long(
+        self, function: Callable[[Progress], T], what: str = "a long operation"
+    ) -> T:
         """See :meth:`storageproxy.interfaces.IThreads.run_long`."""
         await self._turn()
         progress = Progress()
@@ -158,6 +221,8 @@ class VolumeThreads:
         except VolumeUnavailable:
             self._long.release()
             raise
+        report = _Report(self.reactor, self._log, self.name, what, progress)
+        outcome = "has failed"
         stalled = False
         timer: IDelayedCall = self.reactor.callLater(self.deadline, lambda: watch(-1))
 
@@ -173,7 +238,9 @@ class VolumeThreads:
 
         try:
             result: T = await call.deferred
+            outcome = "is done"
         except CancelledError:
+            outcome = "makes no progress" if stalled else "was broken off"
             if stalled:
                 raise VolumeUnavailable(
                     f"volume {self.name}: a long operation makes no progress"
@@ -181,6 +248,7 @@ class VolumeThreads:
             raise
         finally:
             progress.abandon()
+            report.end(outcome)
             if timer.active():
                 timer.cancel()
             if not call.started:
@@ -203,7 +271,7 @@ class VolumeThreads:
     def _long_call(self, function: Callable[[Progress], T], progress: Progress) -> T:
         # The turn is given back when the thread is, not when the caller stops waiting.
         try:
-            progress.step()
+            progress.step(0)
             return function(progress)
         finally:
             self.reactor.callFromThread(self._long.release)

@@ -120,7 +120,9 @@ class HeldThreads:
         self.calls.append(call)
         return call.deferred
 
-    async def run_long(self, function: Callable[[Progress], Any]) -> Any:
+    async def run_long(
+        self, function: Callable[[Progress], Any], what: str = "a long operation"
+    ) -> Any:
         return await self.submit(lambda: function(Progress()), self.deadline, None)
 
     def clean_up(self, function: Callable[[], object]) -> None:

@@ -180,7 +180,8 @@ class LayerTests(SynchronousTestCase):
 
     def test_filesystem(self) -> None:
         """Below the transfers nothing knows of HTTP."""
-        below = ("beneath", "files", "trees", "threads", "interfaces", "volumes", "background")
+        disk = ("beneath", "files", "trees", "removal", "cloning")
+        below = (*disk, "threads", "interfaces", "volumes", "background")
         self.assertNever(
             {name: closure(f"storageproxy.{name}") for name in below},
             "storageproxy.transfer",

@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storageproxy import beneath, files, trees
+from storageproxy import beneath, cloning, files, removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.errors import StorageProxyError
 from storageproxy.threads import Progress
@@ -230,7 +230,7 @@ class SwapTests(SynchronousTestCase):
             try:
                 os.mkdir("copy", dir_fd=copies.descriptor)
                 with copies.descend("copy") as target:
-                    trees.copy(self.folder, target, Progress())
+                    cloning.copy(self.folder, target, Progress().step)
             finally:
                 for directory, _, names in os.walk(os.path.join(self.copies, "copy")):
                     self.assertEqual({"canary", "huge"} & set(names), set())
@@ -239,11 +239,11 @@ class SwapTests(SynchronousTestCase):
                         if not os.path.islink(path):
                             with open(path, "rb") as file:
                                 self.assertNotIn(OUTSIDE, file.read())
-                trees.remove(copies, "copy")
+                removal.remove(copies, "copy")
 
     def copy_into(self) -> None:
         with Directory.open_root(os.path.join(self.copies, "..", "source")) as source:
-            trees.copy(source, self.folder, Progress())
+            cloning.copy(source, self.folder, Progress().step)
 
     def archive(self) -> None:
         path = self.random.choice((".", self.door()))

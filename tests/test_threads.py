@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -459,6 +460,74 @@ class LongTests(ThreadsTestCase):
         self.failureResultOf(call, OSError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertTurn()
+
+    def said(self, what: str) -> list[str]:
+        """What the log is told of an operation."""
+        found: list[str] = []
+
+        def see(event: LogEvent) -> None:
+            text = formatEvent(event)
+            if what in text:
+                found.append(text)
+
+        globalLogPublisher.addObserver(see)
+        self.addCleanup(globalLogPublisher.removeObserver, see)
+        return found
+
+    def test_reports(self) -> None:
+        """The log is told how far a long operation is, now and then and when it ends."""
+        said = self.said("cloning")
+        seen: list[Progress] = []
+        hanging = self.hanging()
+
+        def work(progress: Progress) -> Any:
+            seen.append(progress)
+            return hanging()
+
+        call = Deferred.fromCoroutine(self.threads.run_long(work, "cloning {odd}"))
+        hanging.wait_begun()
+        for passed, number in ((9, 0), (1, 1), (5, 1), (10, 1), (14, 1), (1, 2), (15, 2), (15, 3)):
+            seen[0].step(10, 1000)
+            self.clock.advance(passed)
+            self.assertEqual(len(said), number)
+        self.assertEqual(
+            said[-1], "Volume test: cloning {odd} goes on: 80 entries, 8000 bytes in 70 s."
+        )
+        hanging.go.set()
+        self.clock.deliver(2)
+        self.successResultOf(call)
+        self.assertEqual(len(said), 4)
+        self.assertIn("is done: 80 entries", said[-1])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_report_of_failure(self) -> None:
+        """The log is told that an operation has failed, or was broken off."""
+        said = self.said("counting")
+        for end in ("has failed", "was broken off"):
+            hanging = self.hanging(OSError(5, "broken"))
+            call = Deferred.fromCoroutine(self.threads.run_long(hanging, "counting"))
+            hanging.wait_begun()
+            self.clock.advance(10)
+            if end == "has failed":
+                hanging.go.set()
+                self.clock.deliver(2)
+                self.failureResultOf(call, OSError)
+            else:
+                call.cancel()
+                self.failureResultOf(call, CancelledError)
+                hanging.go.set()
+                self.clock.deliver(2)
+            self.assertIn(end, said[-1])
+
+    def test_no_report(self) -> None:
+        """An operation that is soon over leaves the log alone."""
+        said = self.said("")
+        hanging, call = self.begin_long()
+        self.clock.advance(9)
+        hanging.go.set()
+        self.clock.deliver(2)
+        self.successResultOf(call)
+        self.assertEqual(said, [])
 
     def test_progress(self) -> None:
         """An operation may take for ever while it makes progress."""

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from backends.vfs import TRASH, VFSBackend, VFSVolume
-from storageproxy import trees
+from storageproxy import removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
 from storageproxy.conformance import VolumeConformance
@@ -108,14 +108,14 @@ class VFSVolumeTests(SynchronousTestCase):
         self.throw_away(1, 2, 3)
         trash = os.path.join(self.path, TRASH)
         stubborn = os.listdir(trash)[0]
-        remove = trees.remove
+        remove = removal.remove
 
         def fail(parent: Directory, name: str, *args: Any) -> None:
             if name == stubborn:
                 raise PermissionError(1, os.strerror(1))
             remove(parent, name, *args)
 
-        self.patch(trees, "remove", fail)
+        self.patch(removal, "remove", fail)
         try:
             result_of(self.volume.empty_trash())
         except PermissionError:

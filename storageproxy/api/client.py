@@ -335,7 +335,7 @@ class ClientAPI:
             with open_folder() as folder:
                 return archive.archive(open_folder, archive.members(folder, path, progress))
 
-        body = await volume.threads.run_long(prepare)
+        body = await volume.threads.run_long(prepare, f"listing {token.vfid} for an archive")
         name = posixpath.basename(posixpath.normpath(path)).strip(".") or token.vfid.folder.hex
         self._describe(request, "application/zip", f"{name}.zip")
         await downloads.send(request, volume.threads, body)

@@ -380,7 +380,7 @@ class ManagerAPI:
                 )
 
         if params.recursive:
-            await volume.threads.run_long(delete)
+            await volume.threads.run_long(delete, f"deleting files of {params.vfid}")
         else:
             await volume.threads.run(delete, Progress())
         return {"status": "ok"}

@@ -31,6 +31,9 @@ MAX_MEMBERS = 1_000_000
 #: Bytes of a path that system calls take, with the NUL at its end (limits.h).
 PATH_MAX = 4096
 
+#: Below the top, what cannot be seen is left out.
+_FORGIVEN = trees.VANISHED | {errno.EACCES}
+
 
 def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
     """
@@ -46,15 +49,16 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
     prefix = "" if path == "." else f"{path}/"
     skip = UPLOADS if path == "." else None
     with folder.descend(path) as top:
-        for below, directory, entries in trees.walk(
-            top, skip, trees.VANISHED | {errno.EACCES}, progress.step
-        ):
+        for below, directory, entries in trees.walk(top, skip, _FORGIVEN, progress.step):
             empty = bool(below)
+            inside = f"{below}/" if below else ""
             for entry in entries:
                 empty = False
-                status = _file_status(folder, directory, prefix, entry)
+                name = inside + entry.name
+                status = _file_status(folder, directory, prefix + name, entry)
+                progress.step(1, status.st_size if status else 0)
                 if status is not None:
-                    found.append(_member(prefix + entry.path, entry.path, status.st_size, status))
+                    found.append(_member(prefix + name, name, status.st_size, status))
             if empty:
                 status = os.fstat(directory.descriptor)
                 found.append(_member(prefix + below, below + "/", 0, status))
@@ -64,22 +68,24 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
 
 
 def _file_status(
-    folder: Directory, directory: Directory, prefix: str, entry: trees.Entry
+    folder: Directory, directory: Directory, path: str, entry: os.DirEntry[str]
 ) -> os.stat_result | None:
     """The state of the file that an entry stands for, if it goes into an archive."""
-    status = entry.status
-    if len(os.fsencode(prefix + entry.path)) >= PATH_MAX:
-        # Nobody could unpack it either.
+    status = trees.lstat(entry, _FORGIVEN)
+    if status is None or len(os.fsencode(path)) >= PATH_MAX:
+        # Nobody could unpack a longer path either.
         return None
     if stat.S_ISLNK(status.st_mode):
         try:
-            status = folder.status(prefix + entry.path, follow=True)
+            status = folder.status(path, follow=True)
         except (OSError, InvalidSubpath):
             return None
-    name = entry.path.rpartition("/")[2]
-    if stat.S_ISREG(status.st_mode) and os.access(name, os.R_OK, dir_fd=directory.descriptor):
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    # Whoever owns it need not ask, which is most of the time.
+    if status.st_uid == os.geteuid() and status.st_mode & stat.S_IRUSR:
         return status
-    return None
+    return status if os.access(entry.name, os.R_OK, dir_fd=directory.descriptor) else None
 
 
 def archive(open_folder: Callable[[], Directory], contents: list[Member]) -> Body:

@@ -74,7 +74,7 @@ class Janitor(Service):
     async def _sweep(self, volume: IVolume) -> None:
         before = self.clock() - self.lifetime
         removed = await volume.threads.run_long(
-            lambda progress: sweep(volume.open_root, before, progress)
+            lambda progress: sweep(volume.open_root, before, progress), "looking for stale uploads"
         )
         if removed:
             self._log.info(

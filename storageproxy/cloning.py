@@ -1,0 +1,327 @@
+"""
+A copy of what is in a directory, as ``cp --archive --reflink=auto`` makes it.
+
+Both trees belong to people who may change them meanwhile: what is read is opened beneath the
+source without following links, and what is written is always a new file beneath the target.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+from attrs import define, evolve, field, frozen
+
+from storageproxy.beneath import Directory
+from storageproxy.trees import VANISHED, Step, descend_far, walk
+
+T = TypeVar("T")
+
+#: Bytes that are copied between two looks at the progress.
+COPY_STEP = 8 * 1024 * 1024
+
+#: Files with several names that are remembered until all of their names have been seen, of about
+#: 300 bytes each. Those beyond it are copied once for each name.
+MOST_LINKED = 100_000
+
+#: ``linux/fs.h``: FICLONE, ioctl_ficlone(2).
+_FICLONE = 0x40049409
+
+#: Two files whose blocks are never shared, whichever they are.
+_NEVER_SHARED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS})
+
+#: The kernel does not copy between these two files, or shares no blocks of them.
+_NOT_IN_KERNEL = frozenset(
+    {
+        errno.EXDEV,
+        errno.ENOSYS,
+        errno.ENOTTY,
+        errno.EOPNOTSUPP,
+        errno.EINVAL,
+        errno.EPERM,
+        errno.EBADF,
+        errno.ETXTBSY,
+    }
+)
+
+#: What the name of a file says that is none any more.
+_NO_FILE = VANISHED | {errno.ENXIO, errno.ENODEV}
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Extended attributes that the file system makes up, and the one that lends privileges.
+_NOT_KEPT = ("ceph.", "security.capability")
+
+
+def copy(source: Directory, target: Directory, step: Step, skip: str | None = None) -> None:
+    """
+    Copy what is in a directory into another one: files, directories and symbolic links as links,
+    with permissions, times, extended attributes, hard links and holes.
+
+    Blocks are shared where the file system can do that. Sockets, FIFOs and devices are left out,
+    and so are owners and the bits that lend their rights. Of a file that grows meanwhile the copy
+    has as much as there was when it was opened. What the target has already stays, but for files
+    of the same names. Nothing is synced.
+
+    :param step: called for each entry, and for each few MiB; what it raises ends the copy.
+    :param skip: the name of an entry at the top that is not copied.
+    """
+    _Copy(target, step).run(source, skip)
+
+
+@frozen
+class _Linked:
+    """
+    A file of the copy that is to get more names.
+
+    :param path: of its directory, relative to the target.
+    :param status: its state when it was made.
+    :param names: how many are not seen yet.
+    """
+
+    directory: str
+    name: str
+    made: tuple[int, int]
+    names: int
+
+
+@frozen
+class _Kept:
+    """What a copy takes over from its original besides the content."""
+
+    status: os.stat_result
+    attributes: list[tuple[str, bytes]]
+
+    @classmethod
+    def of(cls, descriptor: int, status: os.stat_result) -> _Kept:
+        return cls(status, list(_attributes(descriptor)))
+
+    def give(self, descriptor: int) -> os.stat_result:
+        """Give it to a copy; its state as it was made."""
+        for name, value in self.attributes:
+            _set_attribute(descriptor, name, value)
+        made = os.fstat(descriptor)
+        # Never more than the owner could have given to a file of the daemon's user.
+        mode = self.status.st_mode & 0o777
+        if stat.S_IMODE(made.st_mode) != mode:
+            os.fchmod(descriptor, mode)
+        os.utime(descriptor, ns=(self.status.st_atime_ns, self.status.st_mtime_ns))
+        return made
+
+
+@define
+class _Copy:
+    target: Directory
+    step: Step
+    #: Devices of which files are copied whose blocks cannot be shared with the target's.
+    _unshared: set[int] = field(factory=set)
+    _linked: dict[tuple[int, int], _Linked] = field(factory=dict)
+
+    def run(self, source: Directory, skip: str | None) -> None:
+        # What is put into a directory changes its time, so it gets its own when all is in it.
+        open_ones: list[tuple[str, _Kept]] = []
+        for path, opened, entries in walk(source, skip, step=self.step):
+            while open_ones and not path.startswith(f"{open_ones[-1][0]}/"):
+                self._finish(*open_ones.pop())
+            if path:
+                status = os.fstat(opened.descriptor)
+                open_ones.append((path, _Kept.of(opened.descriptor, status)))
+            with descend_far(self.target, path or ".") as into:
+                for entry in entries:
+                    self.step()
+                    if entry.is_file(follow_symlinks=False):
+                        self._file(opened.descriptor, into.descriptor, path, entry.name)
+                    elif entry.is_symlink():
+                        _link(opened.descriptor, into.descriptor, entry)
+                    elif entry.is_dir(follow_symlinks=False):
+                        with suppress(FileExistsError):
+                            os.mkdir(entry.name, 0o700, dir_fd=into.descriptor)
+        while open_ones:
+            self._finish(*open_ones.pop())
+
+    def _finish(self, path: str, kept: _Kept) -> None:
+        self.step(0)
+        with descend_far(self.target, path) as made:
+            kept.give(made.descriptor)
+
+    def _file(self, source: int, target: int, directory: str, name: str) -> None:
+        try:
+            # A name that was read from a directory is one component, and cannot lead out.
+            original = os.open(name, _READ, dir_fd=source)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return
+            raise
+        try:
+            status = os.fstat(original)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            if status.st_nlink > 1 and self._link_again(status, target, name):
+                return
+            made = self._copy_file(original, status, target, name)
+        finally:
+            os.close(original)
+        if status.st_nlink > 1 and len(self._linked) < MOST_LINKED:
+            self._linked[status.st_dev, status.st_ino] = _Linked(
+                directory, name, (made.st_dev, made.st_ino), status.st_nlink - 1
+            )
+
+    def _copy_file(
+        self, original: int, status: os.stat_result, target: int, name: str
+    ) -> os.stat_result:
+        # Mostly that is the mode it keeps; it has to be writable for its attributes.
+        mode = status.st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR
+        made = _replace(lambda: os.open(name, _CREATE, mode, dir_fd=target), target, name)
+        try:
+            if status.st_size:
+                self._content(original, made, status)
+            return _Kept.of(original, status).give(made)
+        finally:
+            os.close(made)
+
+    def _content(self, original: int, made: int, status: os.stat_result) -> None:
+        size = status.st_size
+        if self._share(original, made, status.st_dev):
+            self.step(0, size)
+        elif status.st_blocks * 512 >= size:
+            self._bytes(original, made, 0, size)
+        else:
+            for start, stop in _data(original, size):
+                self._bytes(original, made, start, stop)
+            os.ftruncate(made, size)
+
+    def _share(self, original: int, made: int, device: int) -> bool:
+        if device in self._unshared:
+            return False
+        try:
+            fcntl.ioctl(made, _FICLONE, original)
+        except OSError as error:
+            if error.errno not in _NOT_IN_KERNEL:
+                raise
+            if error.errno in _NEVER_SHARED:
+                self._unshared.add(device)
+            return False
+        return True
+
+    def _bytes(self, original: int, made: int, start: int, stop: int) -> None:
+        in_kernel = True
+        while start < stop:
+            count = min(COPY_STEP, stop - start)
+            if in_kernel:
+                try:
+                    copied = os.copy_file_range(original, made, count, start, start)
+                except OSError as error:
+                    if error.errno not in _NOT_IN_KERNEL:
+                        raise
+                    in_kernel = False
+                    continue
+            else:
+                copied = os.pwrite(made, os.pread(original, count, start), start)
+            if not copied:
+                # Somebody has cut it.
+                return
+            start += copied
+            self.step(0, copied)
+
+    def _link_again(self, status: os.stat_result, target: int, name: str) -> bool:
+        """Give one more name to the copy of a file, if there is one and it is where it was made."""
+        key = (status.st_dev, status.st_ino)
+        linked = self._linked.pop(key, None)
+        if linked is None:
+            return False
+        try:
+            with (
+                descend_far(self.target, linked.directory or ".") as above,
+                Directory(
+                    os.open(
+                        linked.name,
+                        os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC,
+                        dir_fd=above.descriptor,
+                    )
+                ) as file,
+            ):
+                found = os.fstat(file.descriptor)
+                # The number of one that was taken away may be that of something else by now.
+                if (found.st_dev, found.st_ino) != linked.made or not stat.S_ISREG(found.st_mode):
+                    return False
+                # By the descriptor, as the name may be that of another file by now.
+                path = f"/proc/self/fd/{file.descriptor}"
+                _replace(lambda: os.link(path, name, dst_dir_fd=target), target, name)
+        except OSError:
+            # It has as many names as it can have, was taken away, or names cannot be given here.
+            return False
+        if linked.names > 1:
+            self._linked[key] = evolve(linked, names=linked.names - 1)
+        return True
+
+
+def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes."""
+    stop = 0
+    while stop < size:
+        try:
+            start = os.lseek(descriptor, stop, os.SEEK_DATA)
+            stop = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                # There is nothing but a hole up to the end.
+                return
+            raise
+        if start < stop:
+            yield start, stop
+
+
+def _link(source: int, target: int, entry: os.DirEntry[str]) -> None:
+    name = entry.name
+    try:
+        status = entry.stat(follow_symlinks=False)
+        link = os.readlink(name, dir_fd=source)
+    except OSError as error:
+        # EINVAL: it is no link any more.
+        if error.errno in VANISHED | {errno.EINVAL}:
+            return
+        raise
+    _replace(lambda: os.symlink(link, name, dir_fd=target), target, name)
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+
+
+def _replace(create: Callable[[], T], directory: int, name: str) -> T:
+    try:
+        return create()
+    except FileExistsError:
+        os.unlink(name, dir_fd=directory)
+        return create()
+
+
+def _attributes(descriptor: int) -> Iterator[tuple[str, bytes]]:
+    try:
+        names = os.listxattr(descriptor)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return
+        raise
+    for name in names:
+        if name.startswith(_NOT_KEPT):
+            continue
+        try:
+            yield name, os.getxattr(descriptor, name)
+        except OSError as error:
+            # It was taken away, or is not for us to see.
+            if error.errno not in (errno.ENODATA, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
+                raise
+
+
+def _set_attribute(descriptor: int, name: str, value: bytes) -> None:
+    try:
+        os.setxattr(descriptor, name, value)
+    except OSError as error:
+        # Only those of users are the owner's; the others need privileges, and may not fit here.
+        if name.startswith("user.") and error.errno != errno.EOPNOTSUPP:
+            raise

@@ -1,0 +1,132 @@
+"""
+The removal of a directory with all that is in it, while its owner may go on filling it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from uuid import uuid4
+
+from storageproxy.beneath import Directory
+from storageproxy.trees import VANISHED, Step, unwatched
+
+#: How often the top of a tree is looked through: its levels, and more for very wide ones.
+MAX_ROUNDS = 100_000
+
+#: Directories whose names are in memory at one time.
+MOST_NAMES = 10_000
+
+
+def remove(parent: Directory, name: str, step: Step = unwatched) -> None:
+    """
+    Remove a directory with all that is in it.
+
+    Directories inside are first moved up to the top, so that neither depth nor the length of a
+    path is ever a limit, and only two directories are open.
+
+    :param step: called for each entry; what it raises ends the removal.
+    """
+    with _enter(parent, name) as top:
+        # Somebody may go on filling it.
+        for _ in range(MAX_ROUNDS):
+            inner = _unlink_files(top, step)
+            for below in inner:
+                _flatten(top, below, step)
+            if inner:
+                continue
+            try:
+                os.rmdir(name, dir_fd=parent.descriptor)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+
+def _enter(parent: Directory, name: str) -> Directory:
+    """Open a directory that is to be removed."""
+    try:
+        return parent.descend(name, links=False)
+    except PermissionError:
+        _make_writable(parent, name)
+        return parent.descend(name, links=False)
+
+
+def _make_writable(parent: Directory, name: str) -> None:
+    # People close and write-protect directories of theirs, which does not stop their removal.
+    descriptor = parent.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, links=False)
+    try:
+        os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
+    finally:
+        os.close(descriptor)
+
+
+def _flatten(top: Directory, name: str, step: Step) -> None:
+    try:
+        directory = _enter(top, name)
+    except OSError as error:
+        if error.errno in VANISHED:
+            return
+        raise
+    with directory:
+        for below in _unlink_files(directory, step):
+            step(0)
+            with suppress(FileNotFoundError):
+                _move_up(directory, below, top)
+    step()
+    with suppress(FileNotFoundError):
+        try:
+            os.rmdir(name, dir_fd=top.descriptor)
+        except OSError as error:
+            # Somebody has put something into it, or in its place; the next round sees it.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+
+
+def _move_up(directory: Directory, name: str, top: Directory) -> None:
+    def move() -> None:
+        os.rename(
+            name,
+            f"{name[:32]}-{uuid4().hex}",
+            src_dir_fd=directory.descriptor,
+            dst_dir_fd=top.descriptor,
+        )
+
+    try:
+        move()
+    except PermissionError:
+        os.fchmod(directory.descriptor, 0o700)
+        _make_writable(directory, name)
+        move()
+
+
+def _unlink_files(directory: Directory, step: Step) -> list[str]:
+    """Remove what is no directory, and return the names of the rest, or of many of them."""
+    step(0)
+    rest: list[str] = []
+    with os.scandir(directory.descriptor) as found:
+        for item in found:
+            if item.is_dir(follow_symlinks=False):
+                step(0)
+                rest.append(item.name)
+                if len(rest) >= MOST_NAMES:
+                    break
+                continue
+            step()
+            try:
+                _unlink(directory, item.name)
+            except FileNotFoundError:
+                pass
+            except IsADirectoryError:
+                rest.append(item.name)
+    return rest
+
+
+def _unlink(directory: Directory, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=directory.descriptor)
+    except PermissionError:
+        os.fchmod(directory.descriptor, 0o700)
+        os.unlink(name, dir_fd=directory.descriptor)
