@@ -13,17 +13,20 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TypeVar
 
 from attrs import define, evolve, field, frozen
 
 from storageproxy.beneath import Directory
 from storageproxy.trees import VANISHED, Step, descend_far, walk
 
-T = TypeVar("T")
+#: Names and values of extended attributes.
+_Attributes = list[tuple[str, bytes]]
 
 #: Bytes that are copied between two looks at the progress.
 COPY_STEP = 8 * 1024 * 1024
+
+#: Bytes that are copied by way of the daemon, as that costs less than to have the kernel do it.
+SMALL = 64 * 1024
 
 #: Files with several names that are remembered until all of their names have been seen, of about
 #: 300 bytes each. Those beyond it are copied once for each name.
@@ -80,39 +83,16 @@ class _Linked:
     """
     A file of the copy that is to get more names.
 
-    :param path: of its directory, relative to the target.
-    :param status: its state when it was made.
-    :param names: how many are not seen yet.
+    :param directory: the path of the one it is in, relative to the target.
+    :param name: in that directory.
+    :param made: its device and number.
+    :param names: how many the original has that are not seen yet.
     """
 
     directory: str
     name: str
     made: tuple[int, int]
     names: int
-
-
-@frozen
-class _Kept:
-    """What a copy takes over from its original besides the content."""
-
-    status: os.stat_result
-    attributes: list[tuple[str, bytes]]
-
-    @classmethod
-    def of(cls, descriptor: int, status: os.stat_result) -> _Kept:
-        return cls(status, list(_attributes(descriptor)))
-
-    def give(self, descriptor: int) -> os.stat_result:
-        """Give it to a copy; its state as it was made."""
-        for name, value in self.attributes:
-            _set_attribute(descriptor, name, value)
-        made = os.fstat(descriptor)
-        # Never more than the owner could have given to a file of the daemon's user.
-        mode = self.status.st_mode & 0o777
-        if stat.S_IMODE(made.st_mode) != mode:
-            os.fchmod(descriptor, mode)
-        os.utime(descriptor, ns=(self.status.st_atime_ns, self.status.st_mtime_ns))
-        return made
 
 
 @define
@@ -125,13 +105,13 @@ class _Copy:
 
     def run(self, source: Directory, skip: str | None) -> None:
         # What is put into a directory changes its time, so it gets its own when all is in it.
-        open_ones: list[tuple[str, _Kept]] = []
+        unfinished: list[tuple[str, os.stat_result, _Attributes]] = []
         for path, opened, entries in walk(source, skip, step=self.step):
-            while open_ones and not path.startswith(f"{open_ones[-1][0]}/"):
-                self._finish(*open_ones.pop())
+            while unfinished and not path.startswith(f"{unfinished[-1][0]}/"):
+                self._finish(*unfinished.pop())
             if path:
                 status = os.fstat(opened.descriptor)
-                open_ones.append((path, _Kept.of(opened.descriptor, status)))
+                unfinished.append((path, status, _attributes(opened.descriptor)))
             with descend_far(self.target, path or ".") as into:
                 for entry in entries:
                     self.step()
@@ -142,13 +122,13 @@ class _Copy:
                     elif entry.is_dir(follow_symlinks=False):
                         with suppress(FileExistsError):
                             os.mkdir(entry.name, 0o700, dir_fd=into.descriptor)
-        while open_ones:
-            self._finish(*open_ones.pop())
+        while unfinished:
+            self._finish(*unfinished.pop())
 
-    def _finish(self, path: str, kept: _Kept) -> None:
+    def _finish(self, path: str, status: os.stat_result, attributes: _Attributes) -> None:
         self.step(0)
         with descend_far(self.target, path) as made:
-            kept.give(made.descriptor)
+            _keep(made.descriptor, status, attributes)
 
     def _file(self, source: int, target: int, directory: str, name: str) -> None:
         try:
@@ -162,28 +142,22 @@ class _Copy:
             status = os.fstat(original)
             if not stat.S_ISREG(status.st_mode):
                 return
-            if status.st_nlink > 1 and self._link_again(status, target, name):
+            several = status.st_nlink > 1
+            if several and self._link_again(status, target, name):
                 return
-            made = self._copy_file(original, status, target, name)
+            made = _create(target, name, status.st_mode)
+            try:
+                if status.st_size:
+                    self._content(original, made, status)
+                found = _keep(made, status, _attributes(original))
+            finally:
+                os.close(made)
         finally:
             os.close(original)
-        if status.st_nlink > 1 and len(self._linked) < MOST_LINKED:
+        if several and len(self._linked) < MOST_LINKED:
             self._linked[status.st_dev, status.st_ino] = _Linked(
-                directory, name, (made.st_dev, made.st_ino), status.st_nlink - 1
+                directory, name, (found.st_dev, found.st_ino), status.st_nlink - 1
             )
-
-    def _copy_file(
-        self, original: int, status: os.stat_result, target: int, name: str
-    ) -> os.stat_result:
-        # Mostly that is the mode it keeps; it has to be writable for its attributes.
-        mode = status.st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR
-        made = _replace(lambda: os.open(name, _CREATE, mode, dir_fd=target), target, name)
-        try:
-            if status.st_size:
-                self._content(original, made, status)
-            return _Kept.of(original, status).give(made)
-        finally:
-            os.close(made)
 
     def _content(self, original: int, made: int, status: os.stat_result) -> None:
         size = status.st_size
@@ -210,7 +184,7 @@ class _Copy:
         return True
 
     def _bytes(self, original: int, made: int, start: int, stop: int) -> None:
-        in_kernel = True
+        in_kernel = stop - start > SMALL
         while start < stop:
             count = min(COPY_STEP, stop - start)
             if in_kernel:
@@ -292,30 +266,55 @@ def _link(source: int, target: int, entry: os.DirEntry[str]) -> None:
     os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
 
 
-def _replace(create: Callable[[], T], directory: int, name: str) -> T:
+def _replace(create: Callable[[], None], directory: int, name: str) -> None:
     try:
-        return create()
+        create()
     except FileExistsError:
         os.unlink(name, dir_fd=directory)
-        return create()
+        create()
 
 
-def _attributes(descriptor: int) -> Iterator[tuple[str, bytes]]:
+def _create(directory: int, name: str, mode: int) -> int:
+    # Mostly that is the mode it keeps; it has to be writable for its attributes.
+    mode = mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR
+    try:
+        return os.open(name, _CREATE, mode, dir_fd=directory)
+    except FileExistsError:
+        os.unlink(name, dir_fd=directory)
+        return os.open(name, _CREATE, mode, dir_fd=directory)
+
+
+def _keep(made: int, status: os.stat_result, attributes: _Attributes) -> os.stat_result:
+    """Give a copy what its original has besides the content; its state before that."""
+    for name, value in attributes:
+        _set_attribute(made, name, value)
+    found = os.fstat(made)
+    # Never more than the owner could have given to a file of the daemon's user.
+    mode = status.st_mode & 0o777
+    if found.st_mode & 0o7777 != mode:
+        os.fchmod(made, mode)
+    os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return found
+
+
+def _attributes(descriptor: int) -> _Attributes:
     try:
         names = os.listxattr(descriptor)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
-            return
+            return []
         raise
+    found = []
     for name in names:
         if name.startswith(_NOT_KEPT):
             continue
         try:
-            yield name, os.getxattr(descriptor, name)
+            found.append((name, os.getxattr(descriptor, name)))
         except OSError as error:
             # It was taken away, or is not for us to see.
             if error.errno not in (errno.ENODATA, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
                 raise
+    return found
 
 
 def _set_attribute(descriptor: int, name: str, value: bytes) -> None:

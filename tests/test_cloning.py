@@ -24,6 +24,8 @@ class CopyTests(TreesTestCase):
     def setUp(self) -> None:
         super().setUp()
         os.makedirs(self.at("copy"))
+        # The kernel is to copy what is small enough for a test.
+        self.patch(cloning, "SMALL", 0)
 
     def copy(self, progress: Progress | None = None, skip: str | None = None) -> None:
         with self.parent.descend("top") as source, self.parent.descend("copy") as target:
@@ -95,6 +97,16 @@ class CopyTests(TreesTestCase):
             self.write(self.at("top", "file"), bytes(range(256)) * 40)
             self.copy()
             self.assertEqual(self.read("copy", "file"), bytes(range(256)) * 40)
+
+    def test_small(self) -> None:
+        """Small files are copied without the help of the kernel, and are whole too."""
+        self.patch(cloning, "SMALL", 1000)
+        self.patch(cloning, "COPY_STEP", 300)
+        for size in (0, 1, 299, 300, 301, 1000, 1001):
+            self.write(self.at("top", str(size)), b"c" * size)
+        self.copy()
+        for size in (0, 1, 299, 300, 301, 1000, 1001):
+            self.assertEqual(self.read("copy", str(size)), b"c" * size)
 
     def test_disk_full(self) -> None:
         """A copy that fails says why, and leaves nothing open."""

@@ -48,6 +48,7 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
     found: list[Member] = []
     prefix = "" if path == "." else f"{path}/"
     skip = UPLOADS if path == "." else None
+    me = os.geteuid()
     with folder.descend(path) as top:
         for below, directory, entries in trees.walk(top, skip, _FORGIVEN, progress.step):
             empty = bool(below)
@@ -55,35 +56,42 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
             for entry in entries:
                 empty = False
                 name = inside + entry.name
-                status = _file_status(folder, directory, prefix + name, entry)
-                progress.step(1, status.st_size if status else 0)
-                if status is not None:
-                    found.append(_member(prefix + name, name, status.st_size, status))
+                full = prefix + name if prefix else name
+                status = _file_status(folder, directory, full, entry, me)
+                if status is None:
+                    progress.step()
+                    continue
+                size = status.st_size
+                progress.step(1, size)
+                found.append(Member(full, _spelled(name), size, status.st_mode, status.st_mtime))
             if empty:
                 status = os.fstat(directory.descriptor)
-                found.append(_member(prefix + below, below + "/", 0, status))
+                name = _spelled(below) + "/"
+                found.append(Member(prefix + below, name, 0, status.st_mode, status.st_mtime))
             if len(found) > MAX_MEMBERS:
                 raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
     return found
 
 
 def _file_status(
-    folder: Directory, directory: Directory, path: str, entry: os.DirEntry[str]
+    folder: Directory, directory: Directory, path: str, entry: os.DirEntry[str], me: int
 ) -> os.stat_result | None:
     """The state of the file that an entry stands for, if it goes into an archive."""
     status = trees.lstat(entry, _FORGIVEN)
-    if status is None or len(os.fsencode(path)) >= PATH_MAX:
-        # Nobody could unpack a longer path either.
+    # A character has four bytes at most. Nobody could unpack a longer path either.
+    if status is None or (len(path) * 4 >= PATH_MAX and len(os.fsencode(path)) >= PATH_MAX):
         return None
-    if stat.S_ISLNK(status.st_mode):
+    mode = status.st_mode
+    if stat.S_ISLNK(mode):
         try:
             status = folder.status(path, follow=True)
         except (OSError, InvalidSubpath):
             return None
-    if not stat.S_ISREG(status.st_mode):
+        mode = status.st_mode
+    if not stat.S_ISREG(mode):
         return None
     # Whoever owns it need not ask, which is most of the time.
-    if status.st_uid == os.geteuid() and status.st_mode & stat.S_IRUSR:
+    if mode & stat.S_IRUSR and status.st_uid == me:
         return status
     return status if os.access(entry.name, os.R_OK, dir_fd=directory.descriptor) else None
 
@@ -97,10 +105,11 @@ def archive(open_folder: Callable[[], Directory], contents: list[Member]) -> Bod
     return Body(length, (partial(_write, open_folder, contents),))
 
 
-def _member(path: str, name: str, size: int, status: os.stat_result) -> Member:
-    # Names in a zip file are UTF-8; bytes that are not are spelled out.
-    told = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return Member(path, told, size, status.st_mode, status.st_mtime)
+def _spelled(name: str) -> str:
+    """A name as a zip file has it, in UTF-8; bytes that are not are spelled out."""
+    if name.isascii():
+        return name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _write(open_folder: Callable[[], Directory], contents: list[Member]) -> Chunks:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from struct import Struct
+from typing import NamedTuple
 from zipfile import ZIP64_LIMIT, ZIP_FILECOUNT_LIMIT
-
-from attrs import frozen
 
 #: The first and the last time in a zip file, well inside of them in any time zone.
 _DOS_FIRST, _DOS_LAST = 315_619_200, 4_354_732_800
@@ -34,8 +33,7 @@ _MS_DIRECTORY = 0x10
 _ABSENT = 0xFFFFFFFF
 
 
-@frozen
-class Member:
+class Member(NamedTuple):
     """
     A file or directory of an archive.
 
@@ -98,7 +96,8 @@ def directory(members: Iterable[Member], sums: Iterable[int]) -> Iterator[bytes]
     for member, crc in zip(members, sums, strict=True):
         record = _listed(member, crc, offset)
         size += len(record)
-        offset += _occupied(member)
+        offset += len(header(member)) + member.size
+        offset += 0 if member.is_directory else _DESCRIPTOR.size
         count += 1
         yield record
     if _is_large(count, offset, size):
@@ -111,10 +110,16 @@ def directory(members: Iterable[Member], sums: Iterable[int]) -> Iterator[bytes]
 def length(members: Iterable[Member]) -> int:
     """Bytes of the whole archive."""
     offset = size = count = 0
-    for member in members:
-        large = (2 if member.size > ZIP64_LIMIT else 0) + (1 if offset > ZIP64_LIMIT else 0)
-        size += _CENTRAL.size + _name_length(member) + (_EXTRA.size + 8 * large if large else 0)
-        offset += _occupied(member)
+    own, listed = _LOCAL.size, _CENTRAL.size
+    around = _EXTRA_SIZES.size + _DESCRIPTOR.size
+    for _, name, contents, _, _ in members:
+        letters = len(name) if name.isascii() else len(name.encode("utf-8"))
+        size += listed + letters
+        if contents > ZIP64_LIMIT or offset > ZIP64_LIMIT:
+            size += _EXTRA.size + 16 * (contents > ZIP64_LIMIT) + 8 * (offset > ZIP64_LIMIT)
+        offset += own + letters
+        if not name.endswith("/"):
+            offset += around + contents
         count += 1
     if _is_large(count, offset, size):
         size += _ZIP64_END.size + _ZIP64_LOCATOR.size
@@ -123,19 +128,6 @@ def length(members: Iterable[Member]) -> int:
 
 def _is_large(count: int, offset: int, size: int) -> bool:
     return count > ZIP_FILECOUNT_LIMIT or offset > ZIP64_LIMIT or size > ZIP64_LIMIT
-
-
-def _occupied(member: Member) -> int:
-    """Bytes of a member with what stands before and behind it."""
-    own = _LOCAL.size + _name_length(member)
-    if member.is_directory:
-        return own
-    return own + _EXTRA_SIZES.size + member.size + _DESCRIPTOR.size
-
-
-def _name_length(member: Member) -> int:
-    name = member.name
-    return len(name) if name.isascii() else len(name.encode("utf-8"))
 
 
 def _flags(member: Member) -> int:
