@@ -37,6 +37,7 @@ _syscall = ctypes.CDLL(None, use_errno=True).syscall
 #: ``linux/fs.h``: SYNC_FILE_RANGE_WRITE, and with it SYNC_FILE_RANGE_WAIT_BEFORE and _AFTER.
 _WRITE, _WRITE_AND_WAIT = 2, 7
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
+_syncfs = ctypes.CDLL(None, use_errno=True).syncfs
 
 
 class _OpenHow(ctypes.Structure):
@@ -449,3 +450,15 @@ class Directory(_Closing):
     def sync(self) -> None:
         """Return when the names in the directory are on stable storage."""
         os.fsync(self.descriptor)
+
+    def sync_all(self) -> None:
+        """
+        Return when the whole file system that it lies on is on stable storage (syncfs(2)).
+
+        It may take as long as there is something to be written, by whomsoever.
+
+        :raises WritebackError: when bytes are lost.
+        """
+        if _syncfs(ctypes.c_int(self.descriptor)):
+            number = ctypes.get_errno()
+            raise WritebackError(number, os.strerror(number))

@@ -528,6 +528,15 @@ class FileTests(BeneathTestCase):
         self.file.sync_data()
         self.file.sync()
 
+    def test_sync_all(self) -> None:
+        """All of a file system can be brought to stable storage; what is lost is told."""
+        self.folder.sync_all()
+        closed = Directory(os.dup(self.folder.descriptor))
+        closed.close()
+        with self.assertRaises(beneath.WritebackError) as caught:
+            closed.sync_all()
+        self.assertEqual(caught.exception.errno, errno.EBADF)
+
     def test_closed(self) -> None:
         """A closed file can be closed again, and used for nothing else."""
         for _ in range(2):

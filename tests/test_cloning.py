@@ -485,6 +485,23 @@ class CopyTests(TreesTestCase):
         with self.parent.descend("copy") as copied:
             self.assertEqual(trees.usage(copied), trees.Usage(1, 0))
 
+    def test_can_share(self) -> None:
+        """Whether blocks can be shared is found out by files that nobody sees."""
+        answers: list[OSError | None] = [None, OSError(errno.EXDEV, os.strerror(errno.EXDEV))]
+
+        def share(made: int, request: int, original: int) -> int:
+            self.assertEqual(os.fstat(original).st_nlink, 0)
+            self.assertEqual(os.fstat(made).st_nlink, 0)
+            if answers[0]:
+                raise answers[0]
+            return 0
+
+        self.patch(cloning.fcntl, "ioctl", share)
+        with self.parent.descend("top") as source, self.parent.descend("copy") as target:
+            self.assertTrue(cloning.can_share(source, target))
+            answers.reverse()
+            self.assertFalse(cloning.can_share(source, target))
+
 
 #: Modes that the owner can change back, so that a tree can be looked at.
 MODES = st.sampled_from((0o600, 0o640, 0o644, 0o755, 0o777))

@@ -4,6 +4,7 @@ While somebody swaps a directory for a link out of the folder, nothing outside i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -109,6 +110,8 @@ class SwapTests(SynchronousTestCase):
         for name in ("file", "other", "sub/file", "sub/deep/file"):
             with open(os.path.join(path, name), "wb") as file:
                 file.write(content)
+        with contextlib.suppress(FileExistsError):
+            os.link(os.path.join(path, "file"), os.path.join(path, "sub", "linked"))
 
     def snapshot(self) -> dict[str, Any]:
         """All that can be seen of what is outside."""

@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 
 from backends.vfs import TRASH, VFSBackend, VFSVolume
 from storageproxy import removal, trees
-from storageproxy.beneath import Directory
+from storageproxy.beneath import Directory, WritebackError
 from storageproxy.config import VolumeSettings
 from storageproxy.conformance import VolumeConformance
 from storageproxy.errors import DiskFull, StorageProxyError
@@ -62,6 +62,25 @@ class VFSVolumeTests(SynchronousTestCase):
             DiskFull, result_of, self.volume.clone_folder(bare_id(1), self.volume, bare_id(2))
         )
         self.assertFalse(os.path.exists(os.path.join(self.path, *bare_id(2).layout)))
+
+    def test_clone_on_disk(self) -> None:
+        """A clone is on stable storage when it is told; one that is not has failed, and is gone."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        with open(os.path.join(self.path, *bare_id(1).layout, "file"), "wb") as file:
+            file.write(b"content")
+        synced: list[list[str]] = []
+
+        def sync(directory: Directory) -> None:
+            synced.append(os.listdir(directory.descriptor))
+            if len(synced) > 1:
+                raise WritebackError(5, os.strerror(5))
+
+        self.patch(Directory, "sync_all", sync)
+        result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
+        self.assertEqual(synced, [["file"]])
+        with self.assertRaises(WritebackError):
+            result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(3)))
+        self.assertFalse(os.path.exists(os.path.join(self.path, *bare_id(3).layout)))
 
     def test_usage_limit(self) -> None:
         """Counting for ``/folder/usage`` is given up after a few seconds, not never."""

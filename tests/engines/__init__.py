@@ -1,0 +1,3 @@
+"""
+Storage systems that tests bring up on this machine.
+"""
