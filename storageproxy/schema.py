@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from enum import Enum
 from math import isfinite
 from typing import Any, NewType, TypeVar, get_args, get_origin
 
@@ -173,6 +174,23 @@ def _tables_only(cls: type) -> Callable[[Any, Any], Any]:
         if not isinstance(value, Mapping):
             raise ValueError("value is not a table of names and values")
         return make(value, wanted)
+
+    return hook
+
+
+def _is_choice(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Enum)
+
+
+@converter.register_structure_hook_factory(_is_choice)
+def _choices(cls: type[Enum]) -> Callable[[Any, Any], Any]:
+    choices = {choice.value: choice for choice in cls}
+
+    def hook(value: Any, wanted: Any) -> Enum:
+        # What is no text may not even be a key.
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return choices[value]
 
     return hook
 

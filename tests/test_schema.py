@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import attrs
@@ -26,6 +27,7 @@ from storageproxy.schema import (
     RelativePaths,
     Text,
     byte_size,
+    converter,
     duration,
     flag,
     number,
@@ -322,6 +324,27 @@ class ScalarTests(SynchronousTestCase):
         wrong: list[Any] = ["", "  ", "\n", None, 5, [], {}]
         for value in wrong:
             self.assertRaises(ValueError, solid_text, value)
+
+
+class Color(Enum):
+    """Something to choose from."""
+
+    RED = "red"
+    GREEN = "green"
+
+
+class ChoiceTests(SynchronousTestCase):
+    """One of several words."""
+
+    def test_word(self) -> None:
+        """A word is taken as it is written."""
+        self.assertIs(converter.structure("green", Color), Color.GREEN)
+
+    def test_refused(self) -> None:
+        """Whatever else it is, the complaint says what could be chosen."""
+        for value in ("Green", "GREEN", "", "blue", None, 1, [], {}, ["red"]):
+            error = self.assertRaises(ValueError, converter.structure, value, Color)
+            self.assertEqual(str(error), "one of red, green")
 
 
 class ComplaintTests(SynchronousTestCase):
