@@ -20,6 +20,7 @@ from zope.interface import implementer
 from storageproxy import cloning, removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
+from storageproxy.durability import Durability
 from storageproxy.errors import DiskFull, VFolderExists, VFolderNotFound
 from storageproxy.interfaces import IBackend, IThreads, IVolume
 from storageproxy.schema import Complaint, Duration, structure
@@ -46,10 +47,12 @@ class Options:
 
     :param threads: calls at most that are made on the mount at one time.
     :param deadline: seconds that a call may take before the volume is said to be unavailable.
+    :param durability: when uploads are put on stable storage.
     """
 
     threads: int = 16
     deadline: Duration = Duration(15.0)
+    durability: Durability = Durability.PATCH
 
 
 @implementer(IVolume)
@@ -58,15 +61,24 @@ class VFSVolume:
     A mounted tree of vfolders.
 
     :param threads: where calls on the mount are made.
+    :param durability: when uploads are put on stable storage.
     """
 
     backend = "vfs"
 
-    def __init__(self, name: str, path: str, fsprefix: str, threads: IThreads) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        fsprefix: str,
+        threads: IThreads,
+        durability: Durability = Durability.PATCH,
+    ) -> None:
         self.name = name
         self.path = path
         self.fsprefix = fsprefix
         self.threads = threads
+        self.durability = durability
         self._trash_is_full = False
         self._emptying_trash = False
 
@@ -288,4 +300,4 @@ class VFSBackend:
             deadline=options.deadline,
             long_calls=max(1, options.threads // 4),
         )
-        return VFSVolume(name, settings.path, settings.fsprefix, threads)
+        return VFSVolume(name, settings.path, settings.fsprefix, threads, options.durability)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from socket import socket
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from storageproxy import pagecache
 from storageproxy.errors import InvalidSubpath, NotRegularFile
@@ -127,6 +127,10 @@ def _supported() -> bool:
 open_beneath = _openat2 if _supported() else _walk
 
 
+#: What bytes are written from.
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
 class WritebackError(OSError):
     """Bytes that were written are lost on their way to the disk; which ones is not told."""
 
@@ -194,6 +198,11 @@ class File(_Closing):
             if last:
                 os.close(self._descriptor)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or will be when the calls on it have come back."""
+        return self._closed
+
     def status(self) -> os.stat_result:
         """Its ``fstat``."""
         with self.descriptor() as descriptor:
@@ -229,7 +238,7 @@ class File(_Closing):
         with self.descriptor() as descriptor:
             return os.sendfile(socket.fileno(), descriptor, offset, size)
 
-    def write(self, buffers: Iterable[bytes | bytearray], offset: int) -> int:
+    def write(self, buffers: Iterable[Buffer], offset: int) -> int:
         """
         Write all of the buffers at an offset.
 
@@ -391,13 +400,16 @@ class Directory(_Closing):
             raise InvalidSubpath.unnamed(path)
         return self.descend(above or "."), name
 
-    def make_directories(self, path: str, mode: int = 0o755) -> None:
+    def make_directories(self, path: str, mode: int = 0o755, *, durable: bool = True) -> None:
         """
-        Make a directory and those above it that are missing, on stable storage.
+        Make a directory and those above it that are missing.
 
+        :param durable: return when they are on stable storage.
         :raises FileExistsError: when a file is in the way.
         """
-        self.sync_names(path, self.grow(path, mode))
+        found = self.grow(path, mode)
+        if durable:
+            self.sync_names(path, found)
 
     def grow(self, path: str, mode: int = 0o755) -> int:
         """
@@ -439,12 +451,14 @@ class Directory(_Closing):
             with self.descend("/".join(parts[:stop]) or ".") as directory:
                 directory.sync()
 
-    def ensure(self, path: str, mode: int = 0o755) -> Directory:
-        """Open a directory, which is made with those above it when it is missing."""
+    def ensure(self, path: str, mode: int = 0o755, *, durable: bool = True) -> Directory:
+        """
+        Open a directory, which is made as by :meth:`make_directories` when it is missing.
+        """
         try:
             return self.descend(path, links=False)
         except FileNotFoundError:
-            self.make_directories(path, mode)
+            self.make_directories(path, mode, durable=durable)
             return self.descend(path, links=False)
 
     def sync(self) -> None:

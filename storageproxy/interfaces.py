@@ -112,6 +112,7 @@ class IVolume(Interface):
     path = Attribute("Where it is mounted, absolute and without symbolic links.")
     fsprefix = Attribute("What ``/volumes`` reports; it is used nowhere else.")
     threads = Attribute("Its IThreads.")
+    durability = Attribute("The storageproxy.durability.Durability of uploads to it.")
 
     def open_root() -> Directory:
         """

@@ -35,7 +35,7 @@ _DECIMAL = re.compile(r"[0-9]{1,19}")
 class Hash(Protocol):
     """What computes a checksum, as :mod:`hashlib` does."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
         """Add bytes."""
 
     def digest(self) -> bytes:
@@ -48,7 +48,7 @@ class Crc32:
     def __init__(self) -> None:
         self._value = 0
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
         """Add bytes to it."""
         self._value = zlib.crc32(data, self._value)
 

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import storageproxy
 
 ROOT = Path(storageproxy.__file__).absolute().parent.parent
-PURE = {"errors", "vfolder", "schema", "tokens", "tus", "conditional"}
+PURE = {"durability", "errors", "vfolder", "schema", "tokens", "tus", "conditional"}
 
 
 def find_modules() -> dict[str, ast.Module]:

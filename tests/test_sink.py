@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -19,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.transfer.request import BodyDone
-from storageproxy.transfer.sink import BLOCK, BOUND, FileSink, Outcome
+from storageproxy.transfer.sink import BLOCK, BOUND, LAP, FileSink, Outcome
 from tests.harness import HeldThreads
 
 
@@ -49,12 +48,48 @@ class MemoryFile:
         """There is no disk behind it."""
 
 
-class FileSinkTests(SynchronousTestCase):
+class Source(StringTransport):
+    """
+    A request in memory.
+
+    :ivar waiting: what a thread would find on the connection, None where none may read from it.
+    """
+
+    waiting: bytes | None = None
+
+    def lend_socket(self) -> MemoryLoan | None:
+        return None if self.waiting is None else MemoryLoan(self)
+
+    def take_back(self, loan: MemoryLoan) -> None:
+        assert loan.closed
+        assert self.producerState == "paused"
+        self.waiting = loan.waiting
+
+
+class MemoryLoan:
+    """What a thread reads from a connection in memory."""
+
+    def __init__(self, source: Source) -> None:
+        self.waiting = source.waiting or b""
+        self.taken = 0
+        self.closed = False
+
+    def read_into(self, block: memoryview) -> int:
+        data, self.waiting = self.waiting[: len(block)], self.waiting[len(block) :]
+        block[: len(data)] = data
+        self.taken += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class SinkCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.threads = HeldThreads(self.clock, held=True)
         self.file = MemoryFile()
-        self.transport = StringTransport()
+        self.transport = Source()
 
     def sink(self, offset: int = 0, room: int = 10 * BOUND, checksum: Any = None) -> FileSink:
         file: Any = self.file
@@ -65,19 +100,22 @@ class FileSinkTests(SynchronousTestCase):
     def end(self, sink: FileSink) -> None:
         sink.connectionLost(Failure(BodyDone()))
 
-    def outcome(self, done: Deferred[Outcome]) -> Outcome:
-        found: Outcome = self.successResultOf(done)
+    def outcome(self, sink: FileSink) -> Outcome:
+        """How the flow has ended; what was left is written then."""
+        found: Outcome = self.successResultOf(sink.done)
+        sink.flush()
         return found
 
+
+class FileSinkTests(SinkCase):
     def test_writes_what_comes(self) -> None:
         """All bytes are in the file, in order, when it is done."""
         sink = self.sink()
         for data in (b"abc", b"", b"def", b"g"):
             sink.dataReceived(data)
         self.end(sink)
-        self.assertNoResult(sink.done)
-        self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.COMPLETE)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
+        self.assertEqual(self.file.writes, [(0, 7)])
         self.assertEqual(bytes(self.file.content), b"abcdefg")
         self.assertEqual(sink.offset, 7)
 
@@ -87,7 +125,7 @@ class FileSinkTests(SynchronousTestCase):
         sink = self.sink(3)
         sink.dataReceived(b"def")
         self.end(sink)
-        self.threads.step_all()
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
         self.assertEqual(bytes(self.file.content), b"abcdef")
         self.assertEqual(sink.offset, 6)
 
@@ -95,7 +133,7 @@ class FileSinkTests(SynchronousTestCase):
         """An empty body is done at once."""
         sink = self.sink()
         self.end(sink)
-        self.assertIs(self.outcome(sink.done), Outcome.COMPLETE)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
         self.assertEqual(self.file.writes, [])
 
     def test_small_pieces_are_gathered(self) -> None:
@@ -116,7 +154,9 @@ class FileSinkTests(SynchronousTestCase):
             self.assertEqual(len(self.threads.calls), 1)
         self.end(sink)
         self.assertEqual(len(self.threads.calls), 1)
-        self.threads.step_all()
+        self.assertNoResult(sink.done)
+        self.threads.step()
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
         self.assertEqual(self.file.writes, [(0, BLOCK), (BLOCK, 2 * BLOCK)])
         self.assertEqual(bytes(self.file.content), b"".join(bytes([b]) * BLOCK for b in b"abc"))
 
@@ -145,30 +185,27 @@ class FileSinkTests(SynchronousTestCase):
         sink.dataReceived(bytes(BOUND))
         self.end(sink)
         self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.COMPLETE)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
         self.assertEqual(self.transport.producerState, "paused")
 
     def test_cut_settles(self) -> None:
-        """When the connection breaks, what came before is written before it is done."""
+        """When the connection breaks, what came before is written."""
         sink = self.sink()
         sink.dataReceived(b"abc")
         sink.connectionLost(Failure(ConnectionLost()))
-        self.assertNoResult(sink.done)
-        self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.CUT)
+        self.assertIs(self.outcome(sink), Outcome.CUT)
         self.assertEqual(bytes(self.file.content), b"abc")
 
     def test_stop_settles(self) -> None:
-        """Who is asked to stop takes no more, and is done when all that came is written."""
+        """Who is asked to stop takes no more, and is done when nothing is being written."""
         sink = self.sink()
         sink.dataReceived(bytes(BLOCK))
         sink.dataReceived(b"abc")
         sink.stop()
         sink.dataReceived(b"def")
-        self.threads.step()
         self.assertNoResult(sink.done)
-        self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.CUT)
+        self.threads.step()
+        self.assertIs(self.outcome(sink), Outcome.CUT)
         self.assertEqual(bytes(self.file.content), bytes(BLOCK) + b"abc")
         self.assertEqual(sink.offset, BLOCK + 3)
 
@@ -181,7 +218,7 @@ class FileSinkTests(SynchronousTestCase):
         sink.connectionLost(Failure(ConnectionLost()))
         self.threads.step_all()
         sink.stop()
-        self.assertIs(self.outcome(sink.done), Outcome.CUT)
+        self.assertIs(self.outcome(sink), Outcome.CUT)
 
     def test_stop_after_the_end(self) -> None:
         """A body that is complete is not cut afterwards, also when it is not written yet."""
@@ -190,7 +227,7 @@ class FileSinkTests(SynchronousTestCase):
         self.end(sink)
         sink.stop()
         self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.COMPLETE)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
 
     def test_overflow(self) -> None:
         """More bytes than were announced are not written."""
@@ -199,7 +236,7 @@ class FileSinkTests(SynchronousTestCase):
         sink.dataReceived(b"def")
         sink.dataReceived(b"g")
         self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.OVERFLOW)
+        self.assertIs(self.outcome(sink), Outcome.OVERFLOW)
         self.assertEqual(bytes(self.file.content), b"abc")
 
     def test_exactly_what_was_announced(self) -> None:
@@ -208,17 +245,19 @@ class FileSinkTests(SynchronousTestCase):
         sink.dataReceived(b"abc")
         self.end(sink)
         self.threads.step_all()
-        self.assertIs(self.outcome(sink.done), Outcome.COMPLETE)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
 
     def test_disk_full(self) -> None:
-        """FIX 6: a write that fails ends it, and its offset is that of the writes before."""
+        """FIX 6: a write that fails ends it, its offset is that of the writes before."""
         sink = self.sink()
         sink.dataReceived(bytes(BLOCK))
         sink.dataReceived(b"x" * BLOCK)
         self.threads.step()
         self.file.room = 100
         self.threads.step()
-        self.assertEqual(self.failureResultOf(sink.done, OSError).value.errno, errno.ENOSPC)
+        self.assertIs(self.successResultOf(sink.done), Outcome.CUT)
+        error = self.assertRaises(OSError, sink.flush)
+        self.assertEqual(error.errno, errno.ENOSPC)
         self.assertEqual(sink.offset, BLOCK)
 
     def test_nothing_after_a_failure(self) -> None:
@@ -227,7 +266,7 @@ class FileSinkTests(SynchronousTestCase):
         sink = self.sink()
         sink.dataReceived(bytes(BLOCK))
         self.threads.step()
-        self.failureResultOf(sink.done, OSError)
+        self.successResultOf(sink.done)
         sink.dataReceived(bytes(BLOCK))
         self.end(sink)
         sink.stop()
@@ -249,8 +288,9 @@ class FileSinkTests(SynchronousTestCase):
         sink.dataReceived(b"b")
         sink.stop()
         sink.dataReceived(b"c")
-        self.threads.step_all()
-        self.assertEqual(checksum.digest(), hashlib.sha256(b"a" * BLOCK + b"b").digest())
+        self.threads.step()
+        self.assertIs(self.outcome(sink), Outcome.CUT)
+        self.assertEqual(sink.digest(), hashlib.sha256(b"a" * BLOCK + b"b").digest())
 
     def test_memory_is_bounded(self) -> None:
         """A client that stops when it is told to never has more than the bound in memory."""
@@ -266,5 +306,68 @@ class FileSinkTests(SynchronousTestCase):
                 self.threads.step()
         self.end(sink)
         self.threads.step_all()
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
         self.assertEqual(len(self.file.content), sent)
         self.assertLessEqual(most, BOUND)
+
+
+class LoanTests(SinkCase):
+    """The thread that writes may read from the connection itself."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.transport.waiting = b""
+
+    def test_takes_what_is_there(self) -> None:
+        """What waits on the connection is written behind what has come, in the same call."""
+        waiting = os.urandom(2 * BLOCK + 5)
+        self.transport.waiting = waiting
+        sink = self.sink()
+        sink.dataReceived(b"x" * BLOCK)
+        self.assertEqual(self.transport.producerState, "paused")
+        self.threads.step()
+        self.assertEqual(self.threads.calls, [])
+        self.assertEqual(self.transport.producerState, "producing")
+        self.assertEqual(sink.offset, 3 * BLOCK + 5)
+        sink.dataReceived(b"end")
+        self.end(sink)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
+        self.assertEqual(bytes(self.file.content), b"x" * BLOCK + waiting + b"end")
+
+    def test_others_have_a_turn(self) -> None:
+        """A connection that never runs dry does not have a thread for itself."""
+        self.transport.waiting = bytes(2 * LAP)
+        sink = self.sink(room=4 * LAP)
+        sink.dataReceived(bytes(BLOCK))
+        self.threads.step()
+        self.assertEqual(sink.offset, BLOCK + LAP)
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_counts_as_room(self) -> None:
+        """What a thread has read is not room for others."""
+        self.transport.waiting = bytes(10)
+        sink = self.sink(room=BLOCK + 12)
+        sink.dataReceived(bytes(BLOCK))
+        self.threads.step()
+        sink.dataReceived(b"abc")
+        self.assertIs(self.outcome(sink), Outcome.OVERFLOW)
+
+    def test_checksum_of_a_loan(self) -> None:
+        """What a thread has read counts for the checksum."""
+        self.transport.waiting = b"waiting"
+        sink = self.sink(checksum=hashlib.sha256())
+        sink.dataReceived(bytes(BLOCK))
+        self.threads.step()
+        self.end(sink)
+        self.assertIs(self.outcome(sink), Outcome.COMPLETE)
+        self.assertEqual(sink.digest(), hashlib.sha256(bytes(BLOCK) + b"waiting").digest())
+
+    def test_stop_is_soon(self) -> None:
+        """Who is asked to stop takes nothing more from the connection."""
+        self.transport.waiting = bytes(BLOCK)
+        sink = self.sink()
+        sink.dataReceived(bytes(BLOCK))
+        sink.stop()
+        self.threads.step()
+        self.assertIs(self.outcome(sink), Outcome.CUT)
+        self.assertEqual(sink.offset, BLOCK)

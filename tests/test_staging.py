@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy import beneath
 from storageproxy.beneath import Directory
+from storageproxy.durability import Durability
 from storageproxy.errors import InvalidSubpath, NoSuchUpload, StorageProxyError, TargetConflict
 from storageproxy.transfer import staging
 from storageproxy.vfolder import UPLOADS
@@ -21,6 +22,8 @@ REFUSED = (OSError, StorageProxyError)
 
 
 class StagingTestCase(SynchronousTestCase):
+    durability = Durability.PATCH
+
     def setUp(self) -> None:
         self.outside = os.path.abspath(self.mktemp())
         os.makedirs(self.outside)
@@ -31,6 +34,7 @@ class StagingTestCase(SynchronousTestCase):
         self.addCleanup(self.root.close)
         self.folder = Directory.open_root(self.path)
         self.addCleanup(self.folder.close)
+        self.staging = staging.Staging(self.root, self.folder, self.durability)
         before = descriptors()
         self.addCleanup(lambda: self.assertEqual(descriptors(), before))
 
@@ -47,7 +51,7 @@ class StagingTestCase(SynchronousTestCase):
             return file.read()
 
     def session(self, content: bytes = b"") -> str:
-        session = staging.create(self.folder)
+        session = self.staging.create()
         if content:
             self.write(content, UPLOADS, session)
         return session
@@ -55,15 +59,15 @@ class StagingTestCase(SynchronousTestCase):
     def remember(self, session: str, offset: int) -> None:
         """Note where to go back to."""
         with self.folder.open_file(f"{UPLOADS}/{session}", os.O_RDWR, links=False) as file:
-            staging.remember_fallback(self.folder, session, file, offset)
+            self.staging.remember_fallback(session, file, offset)
 
     def discard(self, session: str) -> None:
         """End a session."""
         with self.folder.open_file(f"{UPLOADS}/{session}", os.O_RDWR, links=False) as file:
-            staging.discard(self.root, self.folder, session, file)
+            self.staging.discard(session, file)
 
     def hold(self, session: str) -> staging.Staged:
-        return staging.hold(self.root, self.folder, session)
+        return self.staging.hold(session)
 
     def offset(self, session: str) -> int:
         held = self.hold(session)
@@ -73,7 +77,7 @@ class StagingTestCase(SynchronousTestCase):
     def finish(self, path: str, content: bytes = b"content") -> str:
         session = self.session(content)
         with self.hold(session).file as file:
-            staging.finish(self.root, self.folder, session, file, path)
+            self.staging.finish(session, file, path)
         return session
 
 
@@ -92,8 +96,8 @@ class HoldTests(StagingTestCase):
         ensure = Directory.ensure
         times: list[int] = []
 
-        def vanish(directory: Directory, path: str, mode: int = 0o755) -> Directory:
-            uploads = ensure(directory, path, mode)
+        def vanish(directory: Directory, path: str, **kwargs: Any) -> Directory:
+            uploads = ensure(directory, path, **kwargs)
             if len(times) < 3:
                 times.append(1)
                 os.rmdir(self.at(UPLOADS))
@@ -118,6 +122,19 @@ class HoldTests(StagingTestCase):
         self.assertRaises(staging.Busy, self.hold, session)
         held.file.close()
         self.assertEqual(self.offset(session), 3)
+
+    def test_wanted(self) -> None:
+        """A session is wanted from when it is found to be held until it is had."""
+        session, other = self.session(), self.session()
+        held = self.hold(session)
+        self.assertFalse(staging.is_wanted(self.root, session))
+        for _ in range(2):
+            self.assertRaises(staging.Busy, self.hold, session)
+            self.assertTrue(staging.is_wanted(self.root, session))
+        self.assertFalse(staging.is_wanted(self.root, other))
+        held.file.close()
+        with self.hold(session).file:
+            self.assertFalse(staging.is_wanted(self.root, session))
 
     def test_unknown(self) -> None:
         """A session that was never made is not found, with other sessions or without."""
@@ -185,7 +202,7 @@ class HoldTests(StagingTestCase):
             file.write(b"secret")
         os.symlink(self.outside, self.at(UPLOADS))
         self.assertRaises(REFUSED, self.hold, "a" * 32)
-        self.assertRaises(REFUSED, staging.create, self.folder)
+        self.assertRaises(REFUSED, self.staging.create)
         self.assertRaises(REFUSED, self.remember, "a" * 32, 0)
         self.assertRaises(REFUSED, self.discard, "a" * 32)
         self.assertEqual(os.listdir(self.outside), ["a" * 32])
@@ -264,7 +281,7 @@ class FallbackTests(StagingTestCase):
             held = self.hold(session)
             self.remember(session, 4)
             held.file.write([b"chunk"], 4)
-            staging.settle_checksum(self.folder, session, held.file, size)
+            self.staging.keep(session, held.file, size)
             held.file.close()
             self.assertEqual(self.offset(session), size)
             self.assertNotIn(session + ".offset", os.listdir(self.at(UPLOADS)))
@@ -469,14 +486,17 @@ class SweepTests(StagingTestCase):
         self.assertEqual(self.sweep(), 0)
         self.assertEqual(self.read(UPLOADS), b"of the owner")
 
-    def test_completed(self) -> None:
-        """Sessions that were completed long ago are forgotten; younger ones are remembered."""
-        completed = os.path.join(self.volume, staging.COMPLETED)
-        staging.sweep_completed(self.root, 9_000)
-        os.makedirs(completed)
-        for name, time in (("old", 8_000), ("new", 9_500)):
-            with open(os.path.join(completed, name), "wb"):
-                pass
-            os.utime(os.path.join(completed, name), (time, time))
-        staging.sweep_completed(self.root, 9_000)
-        self.assertEqual(os.listdir(completed), ["new"])
+    def test_notes(self) -> None:
+        """
+        Sessions that were completed or wanted long ago are forgotten; younger ones are remembered.
+        """
+        staging.sweep_notes(self.root, 9_000)
+        for path in (staging.COMPLETED, staging.WANTED):
+            notes = os.path.join(self.volume, path)
+            os.makedirs(notes)
+            for name, time in (("old", 8_000), ("new", 9_500)):
+                with open(os.path.join(notes, name), "wb"):
+                    pass
+                os.utime(os.path.join(notes, name), (time, time))
+            staging.sweep_notes(self.root, 9_000)
+            self.assertEqual(os.listdir(notes), ["new"])

@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy import beneath, cloning, files, removal, trees
 from storageproxy.beneath import Directory
+from storageproxy.durability import Durability
 from storageproxy.errors import StorageProxyError
 from storageproxy.threads import Progress
 from storageproxy.transfer import archive, staging
@@ -216,10 +217,11 @@ class SwapTests(SynchronousTestCase):
     def write(self) -> None:
         path = self.random.choice((self.new(), f"{self.new()}/made", f"{self.door()}/file"))
         staging.check_target(self.folder, path)
-        session = staging.create(self.folder)
-        with staging.hold(self.root, self.folder, session).file as file:
+        uploads = staging.Staging(self.root, self.folder, Durability.PATCH)
+        session = uploads.create()
+        with uploads.hold(session).file as file:
             file.write([b"inside"], 0)
-            staging.finish(self.root, self.folder, session, file, path)
+            uploads.finish(session, file, path)
 
     def usage(self) -> None:
         self.assertLess(trees.usage(self.folder).used_bytes, HUGE)

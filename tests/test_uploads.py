@@ -32,9 +32,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy import beneath
 from storageproxy.beneath import File
-from storageproxy.errors import InvalidSubpath, TargetConflict, VFolderNotFound
+from storageproxy.durability import Durability
+from storageproxy.errors import (
+    InvalidSubpath,
+    TargetConflict,
+    VFolderNotFound,
+    VolumeUnavailable,
+)
 from storageproxy.transfer import sink
 from storageproxy.transfer.locks import PATIENCE
+from storageproxy.transfer.staging import WANTED
+from storageproxy.transfer.uploads import LOOK, POLL
 from storageproxy.vfolder import VFolderID
 from tests.harness import Answer, Descriptors, MemoryCase, MemoryProxy, Wire, head
 
@@ -447,6 +455,241 @@ class StealTests(UploadCase):
         self.url = self.create("other", 3)
         self.assertEqual(self.patch_at(0, b"xyz").answers()[0].status, 204)
         self.assertFalse(first.closed)
+
+
+class WorkersTests(UploadCase):
+    """
+    Two processes that share a volume. A lock of flock(2) belongs to an open file: two objects in
+    one process stand in each other's way as two processes do.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.other = MemoryProxy(self.root)
+
+    def ask_other(self, method: str, sent: bytes = b"") -> Wire:
+        """Send a request to the other process, which finds the session held."""
+        wire = self.other.connect()
+        if sent:
+            wire.send(sent)
+        else:
+            wire.request(method, self.url)
+        return wire
+
+    def wanted(self) -> list[str]:
+        return os.listdir(self.root / "local" / WANTED)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by in both."""
+        for _ in range(round(seconds / POLL)):
+            self.clock.advance(POLL)
+            self.other.reactor.advance(POLL)
+
+    def test_head_steals(self) -> None:
+        """A HEAD ends a stalled PATCH of another process, and tells all that has come there."""
+        stalled = self.patch_at(0, b"abcd", 12)
+        newer = self.ask_other("HEAD")
+        self.assertEqual(newer.value(), b"")
+        self.assertFalse(stalled.closed)
+        self.pass_time(LOOK + 2 * POLL)
+        self.assertTrue(stalled.aborted)
+        self.assertEqual(newer.answers("HEAD")[0].headers["upload-offset"], "4")
+        self.assertEqual(self.wanted(), [])
+
+    def test_patch_steals(self) -> None:
+        """A newer PATCH goes on in another process, with the bytes of both."""
+        stalled = self.patch_at(0, b"abcd", 12)
+        newer = self.ask_other("PATCH", patch_head(self.url, 4, 8) + b"efghijkl")
+        self.pass_time(LOOK + 2 * POLL)
+        self.assertTrue(stalled.aborted)
+        self.assertEqual(newer.answers()[0].status, 204)
+        self.assertEqual(self.target.read_bytes(), self.content)
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["dir"])
+
+    def test_delete_steals(self) -> None:
+        """An upload is given up in another process than the one that it is stalled in."""
+        stalled = self.patch_at(0, b"abcd", 12)
+        newer = self.ask_other("DELETE")
+        self.pass_time(LOOK + 2 * POLL)
+        self.assertTrue(stalled.aborted)
+        self.assertEqual(newer.answers()[0].status, 204)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_new_holder_goes_on(self) -> None:
+        """Who has got a session is not stopped by having asked for it."""
+        self.patch_at(0, b"abcd", 12)
+        newer = self.ask_other("PATCH", patch_head(self.url, 4, 8))
+        self.pass_time(5 * LOOK)
+        newer.send(b"efgh")
+        self.pass_time(5 * LOOK)
+        self.assertFalse(newer.aborted)
+        newer.send(b"ijkl")
+        self.assertEqual(newer.answers()[0].status, 204)
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_note_of_who_is_gone(self) -> None:
+        """A process that has asked and died stops nobody who comes later."""
+        note = self.root / "local" / WANTED / self.staged.name
+        note.parent.mkdir(parents=True)
+        note.touch()
+        wire = self.patch_at(0, b"abcd", 12)
+        self.pass_time(5 * LOOK)
+        self.assertFalse(wire.aborted)
+        wire.send(b"efghijkl")
+        self.assertEqual(wire.answers()[0].status, 204)
+
+    def test_in_turns(self) -> None:
+        """Clients that take a session from each other get on all the same."""
+        offset = 0
+        while offset < self.size:
+            for proxy in (self.proxy, self.other):
+                wire = proxy.connect()
+                wire.send(patch_head(self.url, offset, self.size - offset))
+                wire.send(self.content[offset : offset + 2])
+                self.pass_time(LOOK + 2 * POLL)
+                offset += 2
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_holder_does_not_settle(self) -> None:
+        """When the holder hangs in the disk, the newer request is told so in bounded time."""
+        self.patch_at(0, b"abcd", 12)
+        self.threads.held = True
+        newer = self.ask_other("HEAD")
+        self.pass_time(PATIENCE - 1)
+        self.assertEqual(newer.value(), b"")
+        self.pass_time(2)
+        self.assertEqual(newer.answers("HEAD")[0].status, 423)
+        self.threads.release()
+        self.assertEqual(self.offset(), 4)
+
+    def test_volume_fails_to_look(self) -> None:
+        """An upload goes on when the volume cannot say whether somebody wants it."""
+        wire = self.patch_at(0, b"abcd", 12)
+        self.threads.held = True
+        self.clock.advance(LOOK)
+        self.threads.fail(OSError(errno.EIO, "no"))
+        self.clock.advance(LOOK)
+        self.threads.fail(VolumeUnavailable("busy"))
+        self.threads.held = False
+        wire.send(b"efghijkl")
+        self.assertEqual(wire.answers()[0].status, 204)
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_nobody_looks_afterwards(self) -> None:
+        """When an upload has ended, however it has, nothing of it goes on."""
+        self.patch_at(0, b"abcd", 12).disconnect()
+        self.patch_at(4, b"efghijkl")
+        self.threads.held = True
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.threads.calls, [])
+
+
+class SyncTests(UploadCase):
+    """What each durability puts on stable storage, and when."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.synced: list[str] = []
+        for name in ("fsync", "fdatasync"):
+            self.patch(os, name, self.traced(getattr(os, name)))
+        self.patch(sink, "WINDOW", 2)
+        real = beneath._sync_file_range
+
+        def write_back(*args: Any) -> Any:
+            self.synced.append("write back")
+            return real(*args)
+
+        self.patch(beneath, "_sync_file_range", write_back)
+
+    def traced(self, sync: Any) -> Any:
+        def call(descriptor: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            self.synced.append("directory" if os.path.isdir(path) else "file")
+            sync(descriptor)
+
+        return call
+
+    def begin_session(self, durability: Durability) -> None:
+        self.proxy.volume["local"].durability = durability
+        shutil.rmtree(self.folder / ".upload", ignore_errors=True)
+        self.url = self.create("dir/file", self.size)
+
+    def checked(self, offset: int, part: bytes) -> None:
+        digest = b64encode(hashlib.sha256(part).digest()).decode()
+        wire = self.patch_at(offset, part, Upload_Checksum=f"sha256 {digest}")
+        self.assertEqual(wire.answers()[0].status, 204)
+
+    def test_patch(self) -> None:
+        """Each part is synced before its offset is told, and the name of the file at the end."""
+        self.begin_session(Durability.PATCH)
+        self.synced.clear()
+        self.patch_at(0, b"abcd")
+        self.assertEqual(self.synced, ["write back", "file"])
+        self.synced.clear()
+        self.offset()
+        self.assertEqual(self.synced, ["file"])
+        self.synced.clear()
+        self.patch_at(4, self.content[4:])
+        self.assertEqual(self.synced[:2], ["write back", "file"])
+        self.assertEqual(self.synced[-1], "directory")
+
+    def test_completion(self) -> None:
+        """Nothing is synced but the file that is complete, and its name."""
+        self.begin_session(Durability.COMPLETION)
+        self.checked(0, b"ab")
+        self.patch_at(2, b"")
+        self.assertEqual(self.offset(), 2)
+        self.patch_at(2, b"c", 5).disconnect()
+        self.assertEqual(self.offset(), 3)
+        self.assertEqual(set(self.synced), {"write back"})
+        self.synced.clear()
+        self.patch_at(3, self.content[3:])
+        self.assertEqual(self.synced[:2], ["write back", "file"])
+        self.assertEqual(self.synced[-1], "directory")
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_none(self) -> None:
+        """Nothing is ever synced."""
+        self.begin_session(Durability.NONE)
+        self.checked(0, b"ab")
+        self.assertEqual(self.offset(), 2)
+        self.patch_at(2, b"c", 5).disconnect()
+        self.patch_at(3, self.content[3:])
+        self.url = self.create("deep/down/empty", 0)
+        self.assertEqual(self.synced, [])
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_restart_of_the_machine(self) -> None:
+        """
+        Without a sync nobody knows what of an unfinished upload was lost when the machine went
+        down: it begins again. With one, the offset stays.
+        """
+        for durability, left in (
+            (Durability.PATCH, 4),
+            (Durability.COMPLETION, 0),
+            (Durability.NONE, 0),
+        ):
+            self.begin_session(durability)
+            self.patch_at(0, b"abcd")
+            self.assertEqual(self.offset(), 4)
+            os.utime(self.staged, (1, 1))
+            self.assertEqual(self.offset(), left)
+            self.patch_at(left, self.content[left:])
+            self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_loss_at_completion(self) -> None:
+        """When bytes are lost that were never synced, all of them are sent again."""
+        self.begin_session(Durability.COMPLETION)
+        self.patch_at(0, b"abcd")
+
+        def fails(descriptor: int) -> None:
+            raise OSError(errno.EIO, "lost")
+
+        patch = self.patch(os, "fsync", fails)
+        self.assertEqual(self.patch_at(4, self.content[4:]).answers()[0].status, 500)
+        patch.restore()
+        self.assertFalse(self.target.exists())
+        self.assertEqual(self.offset(), 0)
 
 
 class FailureTests(UploadCase):

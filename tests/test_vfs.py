@@ -16,6 +16,7 @@ from storageproxy import removal, trees
 from storageproxy.beneath import Directory, WritebackError
 from storageproxy.config import VolumeSettings
 from storageproxy.conformance import VolumeConformance
+from storageproxy.durability import Durability
 from storageproxy.errors import DiskFull, StorageProxyError
 from storageproxy.interfaces import IBackend
 from storageproxy.testing import (
@@ -208,14 +209,20 @@ class VFSBackendTests(SynchronousTestCase):
             ({"threads": "many"}, "options.threads"),
             ({"deadline": 0}, "options.deadline"),
             ({"deadline": -1.0}, "options.deadline"),
+            ({"durability": "always"}, "options.durability"),
+            ({"durability": ["none"]}, "options.durability"),
         ):
             complaints = VFSBackend().check("test", self.settings(**options))
             self.assertEqual(len(complaints), 1, options)
             self.assertTrue(complaints[0].startswith(key), complaints)
 
     def test_volume(self) -> None:
-        """The options reach the threads of the volume that is made."""
-        volume = VFSBackend().volume("test", self.settings(threads=8, deadline=3), reactor)
+        """The options reach the volume that is made, and its threads."""
+        volume = VFSBackend().volume("test", self.settings(), reactor)
+        self.assertIs(volume.durability, Durability.PATCH)
+        settings = self.settings(threads=8, deadline=3, durability="completion")
+        volume = VFSBackend().volume("test", settings, reactor)
+        self.assertIs(volume.durability, Durability.COMPLETION)
         self.assertEqual(volume.threads.size, 8)
         self.assertEqual(volume.threads.deadline, 3)
         self.assertEqual(volume.threads.long_calls, 2)

@@ -104,7 +104,7 @@ def sweep(open_root: Callable[[], Directory], before: float, progress: Progress)
     """
     removed = 0
     with open_root() as root:
-        staging.sweep_completed(root, before, progress.step)
+        staging.sweep_notes(root, before, progress.step)
         for folder in vfolders(root):
             with folder:
                 progress.step()

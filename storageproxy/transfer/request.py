@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from secrets import token_hex
 from typing import Any
 from urllib.parse import parse_qsl
@@ -18,6 +19,7 @@ from urllib.parse import parse_qsl
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -117,6 +119,41 @@ class BodyDone(Exception):
     """The reason with which a body's protocol loses its connection when all of it has arrived."""
 
 
+class Loan:
+    """
+    A connection that is read by a thread, as far as one body goes.
+
+    :param connection: stays as it is; what is closed is a handle of its own. Were its number closed
+        behind the thread's back, it could come to stand for another client.
+    :param left: bytes that the body still has.
+    :ivar taken: bytes that were read.
+    """
+
+    def __init__(self, connection: socket.socket, left: int) -> None:
+        self.taken = 0
+        self._left = left
+        self._handle = connection.dup()
+        self._handle.setblocking(False)
+
+    def read_into(self, block: memoryview) -> int:
+        """
+        Read what is there.
+
+        :return: the number of bytes; 0 for nothing, also when the connection is broken: the reactor
+            finds that out.
+        """
+        try:
+            count = self._handle.recv_into(block, min(len(block), self._left - self.taken))
+        except OSError:
+            return 0
+        self.taken += count
+        return count
+
+    def close(self) -> None:
+        """Close the handle."""
+        self._handle.close()
+
+
 @implementer(IPushProducer)
 class StreamingRequest(Request):
     """
@@ -152,6 +189,7 @@ class StreamingRequest(Request):
         self._aborted = False
         self._paused = False
         self._expects_continue = False
+        self._lent = False
         self._lingered = 0
         self._linger_timer: IDelayedCall | None = None
         self._usual_read: int | None = None
@@ -293,9 +331,11 @@ class StreamingRequest(Request):
         if self.channel is None:
             receiver.connectionLost(Failure(ConnectionError("the client is gone")))
             return
-        for data in self._arrived:
-            receiver.dataReceived(data)
-        self._arrived = []
+        # What is done with the first bytes may be reason enough to hold the others back.
+        self._paused = False
+        arrived, self._arrived = b"".join(self._arrived), []
+        if arrived:
+            receiver.dataReceived(arrived)
         if self._complete:
             receiver.connectionLost(Failure(BodyDone()))
             return
@@ -307,7 +347,8 @@ class StreamingRequest(Request):
         if self._expects_continue:
             self._expects_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.resumeProducing()
+        if not self._paused:
+            self.resumeProducing()
 
     def finish(self) -> None:
         """
@@ -355,9 +396,43 @@ class StreamingRequest(Request):
         return (
             self._site.draining
             or self._expects_continue
+            # A thread that has not come back may take more of it.
+            or self._lent
             or self.body_length is None
             or self.body_length - self.received > SHORT_REST
         )
+
+    def lend_socket(self) -> Loan | None:
+        """
+        The connection, for a thread that reads the body from it while the producer is paused.
+
+        :return: to be closed there, and then to be given to :meth:`take_back`; None where what
+            comes is not the body as it is: over TLS, or in chunks.
+        """
+        if (
+            self.channel is None
+            or self.body_length is None
+            or self.body_length == self.received
+            or not isinstance(self.transport, Connection)
+            or self.transport.TLS
+            # An earlier answer is on its way; the channel would read again after it.
+            or self.channel._waitingForTransport
+        ):
+            return None
+        self._lent = True
+        return Loan(self.transport.getHandle(), self.body_length - self.received)
+
+    def take_back(self, loan: Loan) -> None:
+        """
+        Go on behind the bytes that were read from the connection.
+        """
+        self._lent = False
+        self.received += loan.taken
+        if self.channel is not None and loan.taken:
+            decoder = self.channel._transferDecoder
+            decoder.contentLength -= loan.taken
+            if not decoder.contentLength:
+                self.channel.rawDataReceived(b"")
 
     # ---- the body's producer
 

@@ -4,6 +4,9 @@ From a connection to a file: the consumer of an upload's bytes.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from contextlib import closing
 from enum import Enum
 from typing import Any
 
@@ -11,9 +14,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from storageproxy.beneath import File
+from storageproxy.beneath import Buffer, File
 from storageproxy.interfaces import IThreads
-from storageproxy.transfer.request import BodyDone
+from storageproxy.transfer.request import BodyDone, Loan
 from storageproxy.tus import Hash
 
 #: Bytes that are worth a call in a thread, while more are on their way.
@@ -24,6 +27,10 @@ SMALL = 4096
 WINDOW = 32 * BLOCK
 #: Bytes in memory above which the connection is not read.
 BOUND = 4 * BLOCK
+#: Bytes after which a thread that reads from a connection itself lets others have a turn.
+LAP = 16 * BLOCK
+
+_of_thread = threading.local()
 
 
 class Outcome(Enum):
@@ -38,19 +45,29 @@ class FileSink(Protocol):
     """
     Writes a body to a file, in a volume's threads, and holds the connection back meanwhile.
 
-    It is done when every byte it took is written. Whatever ends it, the bytes before stay.
+    When it is done, :meth:`flush` writes what is left. Whatever has ended it, the bytes before
+    stay.
 
     :param threads: the volume's.
     :param file: where to write.
     :param offset: where to begin, in bytes.
     :param room: bytes that may come.
     :param checksum: fed with all bytes that are written.
+    :param write_back: have the disk work while bytes come, as the end will be synced.
     :ivar offset: behind the last byte written.
-    :ivar done: a Deferred with the :class:`Outcome`, or with the failure of a write.
+    :ivar done: a Deferred with the :class:`Outcome`, or with
+        :exc:`~storageproxy.errors.VolumeUnavailable` when a write does not come back.
     """
 
     def __init__(
-        self, threads: IThreads, file: File, offset: int, room: int, checksum: Hash | None = None
+        self,
+        threads: IThreads,
+        file: File,
+        offset: int,
+        room: int,
+        checksum: Hash | None = None,
+        *,
+        write_back: bool = True,
     ) -> None:
         self.offset = offset
         self.done: Deferred[Outcome] = Deferred()
@@ -58,13 +75,15 @@ class FileSink(Protocol):
         self._file = file
         self._room = room
         self._checksum = checksum
-        self._buffers: list[bytes | bytearray] = []
+        self._write_back = write_back
+        self._buffers: list[Buffer] = []
         self._tail: bytearray | None = None
         self._begun = self._waited = offset
         self._buffered = 0
         self._writing = False
         self._paused = False
         self._outcome: Outcome | None = None
+        self._error: OSError | None = None
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes, and hold the connection when there are too many."""
@@ -75,11 +94,15 @@ class FileSink(Protocol):
             self._end(Outcome.OVERFLOW)
             return
         self._hold(data)
-        if self._buffered >= BOUND and not self._paused:
-            self._paused = True
-            self._transport.pauseProducing()
+        if self._buffered >= BOUND:
+            self._pause()
         if self._buffered >= BLOCK:
             self._write()
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._transport.pauseProducing()
 
     def _hold(self, data: bytes) -> None:
         self._buffered += len(data)
@@ -101,6 +124,22 @@ class FileSink(Protocol):
         """Take no more bytes, and be done when those that came are written."""
         self._end(Outcome.CUT)
 
+    def flush(self) -> None:
+        """
+        Write what is left, once the flow has ended. Blocks.
+
+        :raises OSError: of this write, or of the one before that ended the flow.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._buffers:
+            self.offset += self._store(self._buffers, self.offset)
+            self._buffers = []
+
+    def digest(self) -> bytes:
+        """The checksum of all bytes that are written."""
+        return b"" if self._checksum is None else self._checksum.digest()
+
     @property
     def _transport(self) -> Any:
         return self.transport
@@ -108,46 +147,82 @@ class FileSink(Protocol):
     def _end(self, outcome: Outcome) -> None:
         if self._outcome is None:
             self._outcome = outcome
-            self._write()
+            if not self._writing:
+                self.done.callback(outcome)
 
     def _write(self) -> None:
-        if self._writing or self.done.called:
-            return
-        if not self._buffers:
-            if self._outcome is not None:
-                self.done.callback(self._outcome)
+        if self._writing:
             return
         self._writing = True
         buffers, self._buffers, self._tail = self._buffers, [], None
+        loan = self._transport.lend_socket()
+        if loan is not None:
+            self._pause()
         writing = self._threads.submit(
-            lambda: self._write_in_thread(buffers), self._threads.slow_deadline, None
+            lambda: self._write_in_thread(buffers, loan), self._threads.slow_deadline, None
         )
-        writing.addCallbacks(self._written, self._failed)
+        writing.addCallbacks(self._written, self._failed, callbackArgs=(loan,))
 
-    def _write_in_thread(self, buffers: list[bytes | bytearray]) -> int:
-        written = self._file.write(buffers, self.offset)
-        end = self.offset + written
-        if end - self._begun >= WINDOW:
+    def _write_in_thread(self, buffers: Sequence[Buffer], loan: Loan | None) -> int:
+        written = self._store(buffers, self.offset)
+        if loan is not None:
+            with closing(loan):
+                # The rest of what is waiting, with one copy of it in memory and no hand-over to
+                # the reactor in between.
+                block = _block()
+                while loan.taken < LAP and self._outcome is None:
+                    count = loan.read_into(block)
+                    if not count:
+                        break
+                    written += self._store([block[:count]], self.offset + written)
+        return written
+
+    def _store(self, buffers: Sequence[Buffer], offset: int) -> int:
+        written = self._file.write(buffers, offset)
+        end = offset + written
+        if self._write_back and end - self._begun >= WINDOW:
             # The disk works while more comes, and never has much left when the end is synced.
             self._file.write_back(self._waited, self._begun, wait=True)
             self._file.write_back(self._begun, end, wait=False)
             self._waited, self._begun = self._begun, end
         if self._checksum is not None:
             for data in buffers:
-                self._checksum.update(bytes(data))
+                self._checksum.update(data)
         return written
 
-    def _written(self, count: int) -> None:
+    def _written(self, count: int, loan: Loan | None) -> None:
         self._writing = False
         self.offset += count
         self._buffered -= count
-        if self._paused and self._outcome is None and self._buffered < BOUND // 2:
+        if loan is not None:
+            self._buffered += loan.taken
+            self._room -= loan.taken
+            self._transport.take_back(loan)
+        if self._outcome is not None:
+            if not self.done.called:
+                self.done.callback(self._outcome)
+            return
+        if self._paused and self._buffered < BOUND // 2:
             self._paused = False
             self._transport.resumeProducing()
-        if self._buffered >= BLOCK or self._outcome is not None:
+        if self._buffered >= BLOCK:
             self._write()
 
     def _failed(self, failure: Failure) -> None:
         self._outcome = self._outcome or Outcome.CUT
         self._buffers.clear()
-        self.done.errback(failure)
+        if isinstance(failure.value, OSError):
+            self._error = failure.value
+            self.done.callback(self._outcome)
+        else:
+            # A write that may yet come back: nothing more is done to the file.
+            self.done.errback(failure)
+
+
+def _block() -> memoryview:
+    """A block of memory, which each thread keeps."""
+    try:
+        block: memoryview = _of_thread.block
+    except AttributeError:
+        block = _of_thread.block = memoryview(bytearray(BLOCK))
+    return block

@@ -5,6 +5,9 @@ Its bytes are in ``<folder>/.upload/<session>``, as nodes of the original have i
 file is the offset, and it is held under flock(2) by whoever works on it. When it is complete it is
 renamed to its final name, and an empty file in the root of the volume remembers that for as long as
 a token may live. All of this blocks, and belongs into a volume's threads.
+
+When it is put on stable storage, is for the volume's :class:`~storageproxy.durability.Durability`
+to say.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from secrets import token_hex
@@ -19,6 +23,7 @@ from secrets import token_hex
 from attrs import frozen
 
 from storageproxy.beneath import Directory, File
+from storageproxy.durability import Durability
 from storageproxy.errors import (
     InvalidSubpath,
     NoSuchUpload,
@@ -30,6 +35,9 @@ from storageproxy.vfolder import UPLOADS
 
 #: Names of sessions that are complete, in the root of the volume.
 COMPLETED = ".storage-proxy/completed"
+
+#: Names of sessions that somebody waits for, in the root of the volume.
+WANTED = ".storage-proxy/wanted"
 
 #: Ends the name of a file that holds the offset to fall back to.
 _FALLBACK = ".offset"
@@ -85,138 +93,149 @@ def check_target(folder: Directory, path: str) -> None:
         refuse_directory(parent, name, path)
 
 
-def create(folder: Directory) -> str:
+@frozen
+class Staging:
     """
-    Make a session with no bytes.
+    The upload sessions of a vfolder.
 
-    :return: its name.
+    :param root: the open root of the volume.
+    :param folder: the open vfolder.
+    :param durability: the volume's.
     """
-    session = token_hex(16)
-    for _ in range(_RACES):
-        try:
-            with folder.ensure(UPLOADS) as uploads:
-                uploads.open_file(
-                    session, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
-                ).close()
-            return session
-        except FileNotFoundError:
-            # The last upload but this one was completed, and took the directory away.
-            continue
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), UPLOADS)
 
+    root: Directory
+    folder: Directory
+    durability: Durability
 
-def hold(root: Directory, folder: Directory, session: str) -> Staged:
-    """
-    Take hold of a session.
+    def create(self) -> str:
+        """
+        Make a session with no bytes.
 
-    :param root: the root of the volume.
-    :raises Completed: when all of it is in place already.
-    :raises Busy: when another process holds it.
-    :raises NoSuchUpload: when there is none.
-    """
-    try:
-        with folder.descend(UPLOADS, links=False) as uploads:
-            return _hold(uploads, session)
-    except (FileNotFoundError, NotADirectoryError, NotRegularFile, InvalidSubpath, NoSuchUpload):
-        pass
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-    try:
-        root.status(f"{COMPLETED}/{session}")
-    except FileNotFoundError:
-        raise NoSuchUpload() from None
-    raise Completed
-
-
-def _hold(uploads: Directory, session: str) -> Staged:
-    file = uploads.open_file(session, os.O_RDWR, links=False)
-    try:
-        with file.descriptor() as descriptor:
+        :return: its name.
+        """
+        session = token_hex(16)
+        for _ in range(_RACES):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy from None
-        # Its holder may have completed or ended it before the lock was free.
-        _check_named(uploads, session, file)
-        offset = _fall_back(uploads, session, file)
-        return Staged(file, file.status().st_size if offset is None else offset)
-    except BaseException:
-        file.close()
-        raise
+                with self.folder.ensure(UPLOADS, durable=self.durability.keeps_offsets) as uploads:
+                    uploads.open_file(
+                        session, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
+                    ).close()
+                return session
+            except FileNotFoundError:
+                # The last upload but this one was completed, and took the directory away.
+                continue
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), UPLOADS)
 
+    def hold(self, session: str) -> Staged:
+        """
+        Take hold of a session.
 
-def _fall_back(uploads: Directory, session: str, file: File) -> int | None:
-    try:
-        with uploads.open_file(session + _FALLBACK, links=False) as note:
-            said = note.read(0, 32)
-    except (OSError, NotRegularFile):
-        # There is none, or the owner of the vfolder has put something in its place.
-        return None
-    if not said.isdigit():
-        # It was never written, and so no byte that it is about.
-        forget_fallback(uploads, session)
-        return None
-    file.truncate(min(int(said), file.status().st_size))
-    file.sync_data()
-    forget_fallback(uploads, session)
-    uploads.sync()
-    return file.status().st_size
+        :raises Completed: when all of it is in place already.
+        :raises Busy: when another process holds it. It is asked to let go.
+        :raises NoSuchUpload: when there is none.
+        """
+        try:
+            with self.folder.descend(UPLOADS, links=False) as uploads:
+                file = _lock(uploads, session)
+                try:
+                    self._take_back_note(session)
+                    return Staged(file, self._recover(uploads, session, file))
+                except BaseException:
+                    file.close()
+                    raise
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            NotRegularFile,
+            InvalidSubpath,
+            NoSuchUpload,
+        ):
+            pass
+        except Busy:
+            self._leave_note(session)
+            raise
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        try:
+            self.root.status(f"{COMPLETED}/{session}")
+        except FileNotFoundError:
+            raise NoSuchUpload() from None
+        raise Completed
 
+    def _leave_note(self, session: str) -> None:
+        with self.root.ensure(WANTED, 0o700, durable=False) as wanted:
+            wanted.open_file(session, os.O_WRONLY | os.O_CREAT, links=False).close()
 
-def remember_fallback(folder: Directory, session: str, file: File, offset: int) -> None:
-    """
-    Note where to go back to, should the daemon end while bytes arrive that have yet to be verified.
-    """
-    # This, and all else that changes a session, is under its lock even when it hangs: the file
-    # stays open, and so locked, until it comes back.
-    with file.descriptor(), folder.descend(UPLOADS, links=False) as uploads:
-        with uploads.open_file(
-            session + _FALLBACK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, links=False
-        ) as note:
-            note.write([str(offset).encode()], 0)
-            note.sync()
-        uploads.sync()
+    def _take_back_note(self, session: str) -> None:
+        # Whoever else waits leaves another one.
+        with suppress(FileNotFoundError):
+            os.unlink(f"{WANTED}/{session}", dir_fd=self.root.descriptor)
 
+    def _recover(self, uploads: Directory, session: str, file: File) -> int:
+        """Let go of bytes that cannot be trusted; how many there are then."""
+        status = file.status()
+        trusted = status.st_size
+        if not self.durability.keeps_offsets and status.st_mtime < _boot_time():
+            # What the machine had not written when it went down is missing, anywhere.
+            trusted = 0
+        said = _fallback(uploads, session)
+        if said is not None:
+            trusted = min(said, trusted)
+        if said is not None or trusted < status.st_size:
+            self._settle(uploads, session, file, trusted)
+        return trusted
 
-def forget_fallback(uploads: Directory, session: str) -> None:
-    """Take that note back: the bytes are verified, or are gone."""
-    with suppress(FileNotFoundError):
-        os.unlink(session + _FALLBACK, dir_fd=uploads.descriptor)
+    def remember_fallback(self, session: str, file: File, offset: int) -> None:
+        """
+        Note where to go back to, should the daemon end while bytes arrive that have yet to be
+        verified.
+        """
+        # This, and all else that changes a session, is under its lock even when it hangs: the file
+        # stays open, and so locked, until it comes back.
+        with file.descriptor(), self.folder.descend(UPLOADS, links=False) as uploads:
+            with uploads.open_file(
+                session + _FALLBACK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, links=False
+            ) as note:
+                note.write([str(offset).encode()], 0)
+                self.durability.at_patch(note.sync)
+            self.durability.at_patch(uploads.sync)
 
+    def keep(self, session: str, file: File, size: int) -> None:
+        """
+        Keep this many bytes for good, and no others.
+        """
+        with file.descriptor(), self.folder.descend(UPLOADS, links=False) as uploads:
+            self._settle(uploads, session, file, size)
 
-def settle_checksum(folder: Directory, session: str, file: File, size: int) -> None:
-    """
-    Keep this many bytes for good, and no others.
-    """
-    with file.descriptor(), folder.descend(UPLOADS, links=False) as uploads:
+    def _settle(self, uploads: Directory, session: str, file: File, size: int) -> None:
         file.truncate(size)
-        file.sync_data()
-        forget_fallback(uploads, session)
+        self.durability.at_patch(file.sync_data)
+        _forget_fallback(uploads, session)
         # Were the note to come back after a power failure, the offset would shrink.
-        uploads.sync()
+        self.durability.at_patch(uploads.sync)
 
+    def finish(self, session: str, file: File, path: str) -> None:
+        """
+        Put a complete file in its place. A file that is there is replaced.
 
-def finish(root: Directory, folder: Directory, session: str, file: File, path: str) -> None:
-    """
-    Put a complete file in its place, on stable storage. A file that is there is replaced.
+        :raises TargetConflict: when a directory is in its place.
+        """
+        with file.descriptor():
+            check_target(self.folder, path)
+            self.durability.at_completion(file.sync)
+            with _uploads(self.folder) as uploads:
+                _check_named(uploads, session, file)
+                self._name(uploads, session, path)
+        self._leave()
 
-    :raises TargetConflict: when a directory is in its place.
-    """
-    with file.descriptor():
-        _finish(root, folder, session, file, path)
-
-
-def _finish(root: Directory, folder: Directory, session: str, file: File, path: str) -> None:
-    check_target(folder, path)
-    file.sync()
-    with _uploads(folder) as uploads, root.ensure(COMPLETED, 0o700) as completed:
-        _check_named(uploads, session, file)
+    def _name(self, uploads: Directory, session: str, path: str) -> None:
+        durable = self.durability.keeps_files
         above = path.rpartition("/")[0]
         if above:
-            folder.make_directories(above)
-        parent, name = folder.parent(path)
-        with parent:
+            self.folder.make_directories(above, durable=durable)
+        parent, name = self.folder.parent(path)
+        with parent, self.root.ensure(COMPLETED, 0o700, durable=durable) as completed:
             refuse_directory(parent, name, path)
             # Made before the rename, so that there is never neither of them. On ext4 and XFS the
             # one journal writes it before the rename, which the fsync below waits for.
@@ -228,9 +247,75 @@ def _finish(root: Directory, folder: Directory, session: str, file: File, path: 
             except OSError:
                 os.unlink(session, dir_fd=completed.descriptor)
                 raise
-            parent.sync()
-    with suppress(OSError):
-        os.rmdir(UPLOADS, dir_fd=folder.descriptor)
+            self.durability.at_completion(parent.sync)
+
+    def discard(self, session: str, file: File) -> None:
+        """End a session, and forget its bytes."""
+        with file.descriptor():
+            with suppress(FileNotFoundError):
+                # An attempt to finish it may have failed at the last step.
+                os.unlink(f"{COMPLETED}/{session}", dir_fd=self.root.descriptor)
+            with self.folder.descend(UPLOADS, links=False) as uploads:
+                _forget_fallback(uploads, session)
+                os.unlink(session, dir_fd=uploads.descriptor)
+        self._leave()
+
+    def _leave(self) -> None:
+        with suppress(OSError):
+            os.rmdir(UPLOADS, dir_fd=self.folder.descriptor)
+
+
+def is_wanted(root: Directory, session: str) -> bool:
+    """
+    Whether another process waits for a session.
+    """
+    try:
+        # A directory that is opened is looked at anew by an NFS client; a name alone is not.
+        with root.descend(WANTED, links=False) as wanted:
+            os.stat(session, dir_fd=wanted.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _lock(uploads: Directory, session: str) -> File:
+    file = uploads.open_file(session, os.O_RDWR, links=False)
+    try:
+        with file.descriptor() as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy from None
+        # Its holder may have completed or ended it before the lock was free.
+        _check_named(uploads, session, file)
+        return file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _boot_time() -> float:
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _fallback(uploads: Directory, session: str) -> int | None:
+    try:
+        with uploads.open_file(session + _FALLBACK, links=False) as note:
+            said = note.read(0, 32)
+    except (OSError, NotRegularFile):
+        # There is none, or the owner of the vfolder has put something in its place.
+        return None
+    if not said.isdigit():
+        # It was never written, and so no byte that it is about.
+        _forget_fallback(uploads, session)
+        return None
+    return int(said)
+
+
+def _forget_fallback(uploads: Directory, session: str) -> None:
+    """Take that note back: the bytes are verified, or are gone."""
+    with suppress(FileNotFoundError):
+        os.unlink(session + _FALLBACK, dir_fd=uploads.descriptor)
 
 
 def _uploads(folder: Directory) -> Directory:
@@ -250,23 +335,6 @@ def _check_named(uploads: Directory, session: str, file: File) -> None:
         raise NoSuchUpload() from None
     if not os.path.samestat(named, file.status()):
         raise NoSuchUpload("the session's file was replaced")
-
-
-def discard(root: Directory, folder: Directory, session: str, file: File) -> None:
-    """End a session, and forget its bytes."""
-    with file.descriptor():
-        _discard(root, folder, session)
-
-
-def _discard(root: Directory, folder: Directory, session: str) -> None:
-    with suppress(FileNotFoundError):
-        # An attempt to finish it may have failed at the last step.
-        os.unlink(f"{COMPLETED}/{session}", dir_fd=root.descriptor)
-    with folder.descend(UPLOADS, links=False) as uploads:
-        forget_fallback(uploads, session)
-        os.unlink(session, dir_fd=uploads.descriptor)
-    with suppress(OSError):
-        os.rmdir(UPLOADS, dir_fd=folder.descriptor)
 
 
 def sweep(folder: Directory, before: float, step: Callable[[], None] = lambda: None) -> int:
@@ -304,8 +372,8 @@ def _sweep_one(uploads: Directory, name: str, before: float) -> int:
         if name.endswith(_FALLBACK):
             _unlink_alone(uploads, name)
         else:
-            with _hold(uploads, name).file:
-                forget_fallback(uploads, name)
+            with _lock(uploads, name):
+                _forget_fallback(uploads, name)
                 os.unlink(name, dir_fd=uploads.descriptor)
     except (OSError, StorageProxyError, Busy):
         return 0
@@ -319,17 +387,18 @@ def _unlink_alone(uploads: Directory, note: str) -> None:
         os.unlink(note, dir_fd=uploads.descriptor)
 
 
-def sweep_completed(
-    root: Directory, before: float, step: Callable[[], None] = lambda: None
-) -> None:
-    """Forget sessions that were completed before any token that still lives was made."""
-    try:
-        completed = root.descend(COMPLETED, links=False)
-    except FileNotFoundError:
-        return
-    with completed, os.scandir(completed.descriptor) as found:
-        for entry in found:
-            step()
-            with suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < before:
-                    os.unlink(entry.name, dir_fd=completed.descriptor)
+def sweep_notes(root: Directory, before: float, step: Callable[[], None] = lambda: None) -> None:
+    """
+    Forget sessions that were completed, or waited for, before any token that still lives was made.
+    """
+    for path in (COMPLETED, WANTED):
+        try:
+            notes = root.descend(path, links=False)
+        except FileNotFoundError:
+            continue
+        with notes, os.scandir(notes.descriptor) as found:
+            for entry in found:
+                step()
+                with suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.name, dir_fd=notes.descriptor)

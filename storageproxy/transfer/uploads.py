@@ -1,25 +1,26 @@
 """
 Upload sessions: what the requests of the client API do to them.
 
-An offset that was told is on stable storage, and never shrinks.
+An offset that was told never shrinks, as far as the volume's durability goes. Each step of a
+session is one call in the volume's threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from storageproxy import tus
 from storageproxy.background import Background
-from storageproxy.beneath import Directory, File, WritebackError
+from storageproxy.beneath import File, WritebackError
 from storageproxy.errors import (
     ChecksumMismatch,
     NoSuchUpload,
@@ -29,18 +30,26 @@ from storageproxy.errors import (
     UploadTooLarge,
     VolumeUnavailable,
 )
-from storageproxy.interfaces import IThreads, IVolume
-from storageproxy.transfer import staging
+from storageproxy.interfaces import IVolume
 from storageproxy.transfer.locks import PATIENCE, Lease, SessionLocks
 from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.sink import FileSink, Outcome
-from storageproxy.transfer.staging import Completed, Staged
+from storageproxy.transfer.staging import (
+    Busy,
+    Completed,
+    Staged,
+    Staging,
+    check_target,
+    is_wanted,
+)
 from storageproxy.vfolder import VFolderID
 
 T = TypeVar("T")
 
-#: Seconds between two looks at a session that another process holds.
+#: Seconds between two tries to get a session that another process holds.
 POLL = 0.1
+#: Seconds after which who receives looks whether another process wants the session.
+LOOK = 0.5
 
 
 class Interrupted(Exception):
@@ -62,6 +71,19 @@ class Session:
     name: str
     path: str
     size: int
+
+
+@frozen
+class Settled:
+    """
+    A session whose bytes are where the durability of its volume wants them.
+
+    :param offset: how many there are.
+    :param finished: whether the file has got its name just now.
+    """
+
+    offset: int
+    finished: bool
 
 
 @define(eq=False)
@@ -88,20 +110,12 @@ class Uploads:
         :return: the name of the session.
         """
 
-        def make(folder: Directory) -> str:
-            staging.check_target(folder, path)
-            return staging.create(folder)
-
-        name: str = await volume.within(vfid, make)
-        if size == 0:
-            session = Session(volume, vfid, name, path, size)
-            try:
-                await self.offset(session)
-            except BaseException:
-                # Nobody will ever know of this session.
-                self._background.start("Ending a session", self._terminate(session))
-                raise
-        return name
+        threads = volume.threads
+        create = partial(_create, volume, vfid, path, size)
+        session: Session
+        session, settled = await threads.submit(create, threads.slow_deadline, None)
+        self._tell(session, settled)
+        return session.name
 
     def offset(self, session: Session) -> Deferred[int]:
         """
@@ -137,27 +151,25 @@ class Uploads:
         await self._background.wait()
 
     async def _offset(self, session: Session) -> int:
-        async with self._hold(session) as (staged, _):
+        async with self._lease(session):
+            settled = await self._in_turn(session, _settle, None)
+            self._tell(session, settled)
+            return settled.offset
+
+    async def _append(self, session: Session, patch: tus.Patch, request: StreamingRequest) -> int:
+        async with self._lease(session) as lease:
+            if self._stopping:
+                raise ShuttingDown()
+            begin = partial(_begin, patch=patch, length=request.body_length)
+            staged = await self._in_turn(session, begin, _close)
             if staged is None:
                 return session.size
             try:
-                await self._sync(session, staged.file)
-            except WritebackError:
-                # Bytes that were told may be among those that are lost: nothing here can be
-                # trusted any more.
-                await self._discard(session, staged.file)
-                raise
-            return await self._conclude(session, staged.file, staged.offset)
-
-    async def _append(self, session: Session, patch: tus.Patch, request: StreamingRequest) -> int:
-        async with self._hold(session) as (staged, lease):
-            offset = session.size if staged is None else staged.offset
-            tus.check_append(patch, offset, session.size, request.body_length)
-            if staged is None:
-                if request.body_length is None:
-                    raise OffsetMismatch("the upload is complete")
-                return offset
-            return await self._receive(session, patch, request, staged, lease)
+                return await self._receive(session, patch, request, staged, lease)
+            finally:
+                if not staged.file.closed:
+                    # Its last call has not been made, or does not come back.
+                    session.volume.threads.clean_up(staged.file.close)
 
     async def _receive(
         self,
@@ -167,125 +179,204 @@ class Uploads:
         staged: Staged,
         lease: Lease,
     ) -> int:
+        threads = session.volume.threads
         announced = patch.checksum
-        checksum = None
-        if announced is not None:
-            checksum = tus.CHECKSUMS[announced.algorithm]()
-            await session.volume.within(
-                session.vfid,
-                staging.remember_fallback,
-                session.name,
-                staged.file,
-                staged.offset,
-            )
-        if self._stopping:
-            raise ShuttingDown()
         sink = FileSink(
-            session.volume.threads,
+            threads,
             staged.file,
             staged.offset,
             session.size - staged.offset,
-            checksum,
+            None if announced is None else tus.CHECKSUMS[announced.algorithm](),
+            write_back=session.volume.durability.keeps_files,
         )
         lease.on_stop(sink.stop)
         request.deliver_body(sink)
+        looking = LoopingCall(self._look, session, lease)
+        looking.clock = self.reactor
+        looking.start(LOOK, now=False)
         try:
             outcome = await sink.done
-            if announced is None:
-                await self._sync(session, staged.file)
-        except Exception as error:
-            if announced is not None or isinstance(error, WritebackError):
-                await self._keep(session, staged.file, staged.offset)
-            raise
-        if outcome is Outcome.OVERFLOW:
-            # Nothing of it: had the file its full size, it would be taken for complete.
-            await self._keep(session, staged.file, staged.offset)
-            raise UploadTooLarge(f"more bytes than the {session.size} announced")
-        if announced is not None and checksum is not None:
-            verified = outcome is Outcome.COMPLETE and checksum.digest() == announced.digest
-            await self._keep(session, staged.file, sink.offset if verified else staged.offset)
-            if outcome is Outcome.COMPLETE and not verified:
-                raise ChecksumMismatch(
-                    f"the {announced.algorithm} of the bytes is not the one announced"
-                )
+        finally:
+            looking.stop()
+        end = partial(_end, session, patch, staged, sink, outcome)
+        settled: Settled = await threads.submit(end, threads.slow_deadline, None)
+        self._tell(session, settled)
         if outcome is Outcome.CUT:
-            raise Interrupted(f"the client is gone, and {sink.offset} bytes are kept")
-        return await self._conclude(session, staged.file, sink.offset)
+            raise Interrupted(f"the client is gone, and {settled.offset} bytes are kept")
+        return settled.offset
 
-    async def _conclude(self, session: Session, file: File, offset: int) -> int:
-        if offset >= session.size:
-            threads = session.volume.threads
-            finish = partial(_in_folder, session, staging.finish, session.name, file, session.path)
-            await threads.submit(finish, threads.slow_deadline, None)
+    async def _look(self, session: Session, lease: Lease) -> None:
+        with suppress(OSError, VolumeUnavailable):
+            if await session.volume.threads.run(_is_wanted, session):
+                lease.ask()
+
+    async def _terminate(self, session: Session) -> None:
+        async with self._lease(session):
+            await self._in_turn(session, _discard, None)
+
+    @asynccontextmanager
+    async def _lease(self, session: Session) -> AsyncIterator[Lease]:
+        """Have a session, against other requests of this process."""
+        key = (session.volume.name, session.name)
+        lease = await self._locks.acquire(key)
+        try:
+            yield lease
+        finally:
+            self._locks.release(key)
+
+    async def _in_turn(
+        self,
+        session: Session,
+        operation: Callable[[Session], T],
+        discard: Callable[[T], object] | None,
+    ) -> T:
+        """Do something in a thread, when no other process holds the session."""
+        threads = session.volume.threads
+        end = self.reactor.seconds() + PATIENCE
+        while True:
+            try:
+                result: T = await threads.submit(
+                    partial(operation, session), threads.slow_deadline, discard
+                )
+                return result
+            except Busy:
+                if self.reactor.seconds() >= end:
+                    raise UploadLocked() from None
+                await deferLater(self.reactor, POLL)
+
+    def _tell(self, session: Session, settled: Settled) -> None:
+        if settled.finished:
             self._log.info(
                 "Volume {volume}: a file of {size} bytes is uploaded to vfolder {vfid}.",
                 volume=session.volume.name,
                 vfid=str(session.vfid),
                 size=session.size,
             )
-        return min(offset, session.size)
-
-    async def _terminate(self, session: Session) -> None:
-        async with self._hold(session) as (staged, _):
-            if staged is None:
-                raise NoSuchUpload("the upload is complete, and its file stays")
-            await self._discard(session, staged.file)
-
-    async def _discard(self, session: Session, file: File) -> None:
-        discard = partial(_in_folder, session, staging.discard, session.name, file)
-        await session.volume.threads.run(discard)
-
-    async def _keep(self, session: Session, file: File, size: int) -> None:
-        await session.volume.within(session.vfid, staging.settle_checksum, session.name, file, size)
-
-    async def _sync(self, session: Session, file: File) -> None:
-        threads = session.volume.threads
-        await threads.submit(file.sync_data, threads.slow_deadline, None)
-
-    @asynccontextmanager
-    async def _hold(self, session: Session) -> AsyncIterator[tuple[Staged | None, Lease]]:
-        """
-        Hold a session, against other requests and other processes; None stands for a complete one.
-        """
-        key = (session.volume.name, session.name)
-        lease = await self._locks.acquire(key)
-        try:
-            staged = await self._open(session)
-            try:
-                yield staged, lease
-            finally:
-                if staged is not None:
-                    await _close(session.volume.threads, staged.file)
-        finally:
-            self._locks.release(key)
-
-    async def _open(self, session: Session) -> Staged | None:
-        end = self.reactor.seconds() + PATIENCE
-        while True:
-            try:
-                staged: Staged = await session.volume.threads.submit(
-                    partial(_in_folder, session, staging.hold, session.name),
-                    session.volume.threads.deadline,
-                    lambda staged: staged.file.close(),
-                )
-                return staged
-            except Completed:
-                return None
-            except staging.Busy:
-                if self.reactor.seconds() >= end:
-                    raise UploadLocked() from None
-                await deferLater(self.reactor, POLL)
 
 
-def _in_folder(session: Session, operation: Callable[..., T], *args: Any) -> T:
-    """Call something with the open volume and the open vfolder. Blocks."""
-    volume = session.volume
-    with volume.open_root() as root, volume.open_folder(session.vfid) as folder:
-        return operation(root, folder, *args)
+# ---- in threads
 
 
-async def _close(threads: IThreads, file: File) -> None:
+@contextmanager
+def _staging(volume: IVolume, vfid: VFolderID) -> Iterator[Staging]:
+    with volume.open_root() as root, volume.open_folder(vfid) as folder:
+        yield Staging(root, folder, volume.durability)
+
+
+def _create(volume: IVolume, vfid: VFolderID, path: str, size: int) -> tuple[Session, Settled]:
+    with _staging(volume, vfid) as staging:
+        check_target(staging.folder, path)
+        session = Session(volume, vfid, staging.create(), path, size)
+    if size:
+        return session, Settled(0, False)
     try:
-        await threads.run(file.close)
-    except VolumeUnavailable:
-        threads.clean_up(file.close)
+        return session, _settle(session)
+    except BaseException:
+        # Nobody will ever know of this session.
+        _discard(session)
+        raise
+
+
+def _settle(session: Session) -> Settled:
+    """Put on stable storage what a session has, and finish it if that is all of it."""
+    with _staging(session.volume, session.vfid) as staging:
+        try:
+            staged = staging.hold(session.name)
+        except Completed:
+            return Settled(session.size, False)
+        with staged.file as file:
+            try:
+                return _conclude(staging, session, file, staged.offset)
+            except WritebackError:
+                # Bytes that were told may be among those that are lost: nothing here can be
+                # trusted any more.
+                staging.discard(session.name, file)
+                raise
+
+
+def _begin(session: Session, patch: tus.Patch, length: int | None) -> Staged | None:
+    """
+    Take hold of a session to append to it.
+
+    :param length: bytes of the body, None when the client does not say.
+    :return: None when all of it is there already.
+    """
+    with _staging(session.volume, session.vfid) as staging:
+        try:
+            staged = staging.hold(session.name)
+        except Completed:
+            tus.check_append(patch, session.size, session.size, length)
+            if length is None:
+                raise OffsetMismatch("the upload is complete") from None
+            return None
+        try:
+            tus.check_append(patch, staged.offset, session.size, length)
+            if patch.checksum is not None:
+                staging.remember_fallback(session.name, staged.file, staged.offset)
+            return staged
+        except BaseException:
+            staged.file.close()
+            raise
+
+
+def _close(staged: Staged | None) -> None:
+    if staged is not None:
+        staged.file.close()
+
+
+def _end(
+    session: Session, patch: tus.Patch, staged: Staged, sink: FileSink, outcome: Outcome
+) -> Settled:
+    """
+    Write the last bytes of a body, and keep what counts. The session is free then.
+    """
+    with staged.file as file, _staging(session.volume, session.vfid) as staging:
+        unsure = patch.checksum is not None
+        try:
+            sink.flush()
+            if outcome is Outcome.OVERFLOW:
+                # Nothing of it: had the file its full size, it would be taken for complete.
+                unsure = True
+                raise UploadTooLarge(f"more bytes than the {session.size} announced")
+            if patch.checksum is not None:
+                if outcome is Outcome.CUT:
+                    raise Interrupted("the client is gone before its bytes could be verified")
+                if sink.digest() != patch.checksum.digest:
+                    raise ChecksumMismatch(
+                        f"the {patch.checksum.algorithm} of the bytes is not the one announced"
+                    )
+                staging.keep(session.name, file, sink.offset)
+                unsure = False
+            return _conclude(staging, session, file, sink.offset)
+        except WritebackError:
+            # Without a sync at each patch nobody knows which bytes those are.
+            kept = staged.offset if session.volume.durability.keeps_offsets else 0
+            staging.keep(session.name, file, kept)
+            raise
+        except BaseException:
+            if unsure:
+                staging.keep(session.name, file, staged.offset)
+            raise
+
+
+def _conclude(staging: Staging, session: Session, file: File, offset: int) -> Settled:
+    if offset < session.size:
+        staging.durability.at_patch(file.sync_data)
+        return Settled(offset, False)
+    staging.finish(session.name, file, session.path)
+    return Settled(session.size, True)
+
+
+def _discard(session: Session) -> None:
+    with _staging(session.volume, session.vfid) as staging:
+        try:
+            staged = staging.hold(session.name)
+        except Completed:
+            raise NoSuchUpload("the upload is complete, and its file stays") from None
+        with staged.file as file:
+            staging.discard(session.name, file)
+
+
+def _is_wanted(session: Session) -> bool:
+    with session.volume.open_root() as root:
+        return is_wanted(root, session.name)
