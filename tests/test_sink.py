@@ -93,7 +93,8 @@ class SinkCase(SynchronousTestCase):
 
     def sink(self, offset: int = 0, room: int = 10 * BOUND, checksum: Any = None) -> FileSink:
         file: Any = self.file
-        sink = FileSink(self.threads, file, offset, room, checksum)
+        sink = FileSink(self.threads, offset, room, checksum)
+        sink.file = file
         sink.makeConnection(self.transport)
         return sink
 

@@ -402,6 +402,11 @@ class StreamingRequest(Request):
             or self.body_length - self.received > SHORT_REST
         )
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of the body has come."""
+        return self._complete
+
     def lend_socket(self) -> Loan | None:
         """
         The connection, for a thread that reads the body from it while the producer is paused.

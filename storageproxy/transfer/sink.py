@@ -49,20 +49,22 @@ class FileSink(Protocol):
     stay.
 
     :param threads: the volume's.
-    :param file: where to write.
     :param offset: where to begin, in bytes.
     :param room: bytes that may come.
     :param checksum: fed with all bytes that are written.
     :param write_back: have the disk work while bytes come, as the end will be synced.
+    :ivar file: where to write; to be set before more than a little comes.
+    :ivar outcome: how the flow has ended, when it has.
     :ivar offset: behind the last byte written.
     :ivar done: a Deferred with the :class:`Outcome`, or with
         :exc:`~storageproxy.errors.VolumeUnavailable` when a write does not come back.
     """
 
+    file: File
+
     def __init__(
         self,
         threads: IThreads,
-        file: File,
         offset: int,
         room: int,
         checksum: Hash | None = None,
@@ -70,9 +72,9 @@ class FileSink(Protocol):
         write_back: bool = True,
     ) -> None:
         self.offset = offset
+        self.outcome: Outcome | None = None
         self.done: Deferred[Outcome] = Deferred()
         self._threads = threads
-        self._file = file
         self._room = room
         self._checksum = checksum
         self._write_back = write_back
@@ -82,12 +84,11 @@ class FileSink(Protocol):
         self._buffered = 0
         self._writing = False
         self._paused = False
-        self._outcome: Outcome | None = None
         self._error: OSError | None = None
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes, and hold the connection when there are too many."""
-        if self._outcome is not None:
+        if self.outcome is not None:
             return
         self._room -= len(data)
         if self._room < 0:
@@ -145,8 +146,8 @@ class FileSink(Protocol):
         return self.transport
 
     def _end(self, outcome: Outcome) -> None:
-        if self._outcome is None:
-            self._outcome = outcome
+        if self.outcome is None:
+            self.outcome = outcome
             if not self._writing:
                 self.done.callback(outcome)
 
@@ -170,7 +171,7 @@ class FileSink(Protocol):
                 # The rest of what is waiting, with one copy of it in memory and no hand-over to
                 # the reactor in between.
                 block = _block()
-                while loan.taken < LAP and self._outcome is None:
+                while loan.taken < LAP and self.outcome is None:
                     count = loan.read_into(block)
                     if not count:
                         break
@@ -178,12 +179,12 @@ class FileSink(Protocol):
         return written
 
     def _store(self, buffers: Sequence[Buffer], offset: int) -> int:
-        written = self._file.write(buffers, offset)
+        written = self.file.write(buffers, offset)
         end = offset + written
         if self._write_back and end - self._begun >= WINDOW:
             # The disk works while more comes, and never has much left when the end is synced.
-            self._file.write_back(self._waited, self._begun, wait=True)
-            self._file.write_back(self._begun, end, wait=False)
+            self.file.write_back(self._waited, self._begun, wait=True)
+            self.file.write_back(self._begun, end, wait=False)
             self._waited, self._begun = self._begun, end
         if self._checksum is not None:
             for data in buffers:
@@ -198,9 +199,9 @@ class FileSink(Protocol):
             self._buffered += loan.taken
             self._room -= loan.taken
             self._transport.take_back(loan)
-        if self._outcome is not None:
+        if self.outcome is not None:
             if not self.done.called:
-                self.done.callback(self._outcome)
+                self.done.callback(self.outcome)
             return
         if self._paused and self._buffered < BOUND // 2:
             self._paused = False
@@ -209,11 +210,11 @@ class FileSink(Protocol):
             self._write()
 
     def _failed(self, failure: Failure) -> None:
-        self._outcome = self._outcome or Outcome.CUT
+        self.outcome = self.outcome or Outcome.CUT
         self._buffers.clear()
         if isinstance(failure.value, OSError):
             self._error = failure.value
-            self.done.callback(self._outcome)
+            self.done.callback(self.outcome)
         else:
             # A write that may yet come back: nothing more is done to the file.
             self.done.errback(failure)

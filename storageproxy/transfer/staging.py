@@ -76,21 +76,33 @@ def check_target(folder: Directory, path: str) -> None:
     :raises InvalidSubpath: when it lies outside of the vfolder, or is the vfolder itself.
     :raises TargetConflict: when it is a directory.
     """
-    above, _, last = path.rpartition("/")
-    if last in (".", "..", ""):
+    _check_name(path)
+    try:
+        parent, name = folder.parent(path)
+    except FileNotFoundError:
+        _refuse_missing(path.rpartition("/")[0], path)
+        return
+    with parent:
+        refuse_directory(parent, name, path)
+
+
+def _check_name(path: str) -> None:
+    """
+    Refuse what can be no file's path, wherever it leads.
+
+    :raises InvalidSubpath:
+    """
+    if path.rpartition("/")[2] in (".", "..", ""):
         raise InvalidSubpath.unnamed(path)
     if path.partition("/")[0] == UPLOADS:
         raise InvalidSubpath(f"{UPLOADS} is for unfinished uploads", subpath=path)
     if max(len(os.fsencode(part)) for part in path.split("/")) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-    try:
-        parent, name = folder.parent(path)
-    except FileNotFoundError:
-        if ".." in above.split("/"):
-            raise InvalidSubpath(subpath=path) from None
-        return
-    with parent:
-        refuse_directory(parent, name, path)
+
+
+def _refuse_missing(above: str, path: str) -> None:
+    if ".." in above.split("/"):
+        raise InvalidSubpath(subpath=path) from None
 
 
 @frozen
@@ -116,14 +128,13 @@ class Staging:
         session = token_hex(16)
         for _ in range(_RACES):
             try:
-                with self.folder.ensure(UPLOADS, durable=self.durability.keeps_offsets) as uploads:
-                    uploads.open_file(
-                        session, os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
-                    ).close()
+                self.folder.open_file(
+                    f"{UPLOADS}/{session}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
+                ).close()
                 return session
             except FileNotFoundError:
-                # The last upload but this one was completed, and took the directory away.
-                continue
+                # There is no upload, or the last one was completed and took the directory away.
+                self.folder.make_directories(UPLOADS, durable=self.durability.keeps_offsets)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), UPLOADS)
 
     def hold(self, session: str) -> Staged:
@@ -136,10 +147,10 @@ class Staging:
         """
         try:
             with self.folder.descend(UPLOADS, links=False) as uploads:
-                file = _lock(uploads, session)
+                file, status = _lock(uploads, session)
                 try:
                     self._take_back_note(session)
-                    return Staged(file, self._recover(uploads, session, file))
+                    return Staged(file, self._recover(uploads, session, file, status))
                 except BaseException:
                     file.close()
                     raise
@@ -152,7 +163,7 @@ class Staging:
         ):
             pass
         except Busy:
-            self._leave_note(session)
+            self._note(f"{WANTED}/{session}")
             raise
         except OSError as error:
             if error.errno != errno.ELOOP:
@@ -163,18 +174,13 @@ class Staging:
             raise NoSuchUpload() from None
         raise Completed
 
-    def _leave_note(self, session: str) -> None:
-        with self.root.ensure(WANTED, 0o700, durable=False) as wanted:
-            wanted.open_file(session, os.O_WRONLY | os.O_CREAT, links=False).close()
-
     def _take_back_note(self, session: str) -> None:
         # Whoever else waits leaves another one.
         with suppress(FileNotFoundError):
             os.unlink(f"{WANTED}/{session}", dir_fd=self.root.descriptor)
 
-    def _recover(self, uploads: Directory, session: str, file: File) -> int:
+    def _recover(self, uploads: Directory, session: str, file: File, status: os.stat_result) -> int:
         """Let go of bytes that cannot be trusted; how many there are then."""
-        status = file.status()
         trusted = status.st_size
         if not self.durability.keeps_offsets and status.st_mtime < _boot_time():
             # What the machine had not written when it went down is missing, anywhere.
@@ -222,39 +228,54 @@ class Staging:
         :raises TargetConflict: when a directory is in its place.
         """
         with file.descriptor():
-            check_target(self.folder, path)
             self.durability.at_completion(file.sync)
-            with _uploads(self.folder) as uploads:
+            parent, name = self._parent(path)
+            with parent, _uploads(self.folder) as uploads:
                 _check_named(uploads, session, file)
-                self._name(uploads, session, path)
+                refuse_directory(parent, name, path)
+                # Made before the rename, so that there is never neither of them. On ext4 and XFS
+                # the one journal writes it before the rename, which the fsync below waits for.
+                self._note(f"{COMPLETED}/{session}")
+                try:
+                    os.rename(
+                        session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor
+                    )
+                except OSError:
+                    self._forget_completed(session)
+                    raise
+                self.durability.at_completion(parent.sync)
         self._leave()
 
-    def _name(self, uploads: Directory, session: str, path: str) -> None:
-        durable = self.durability.keeps_files
-        above = path.rpartition("/")[0]
-        if above:
-            self.folder.make_directories(above, durable=durable)
-        parent, name = self.folder.parent(path)
-        with parent, self.root.ensure(COMPLETED, 0o700, durable=durable) as completed:
-            refuse_directory(parent, name, path)
-            # Made before the rename, so that there is never neither of them. On ext4 and XFS the
-            # one journal writes it before the rename, which the fsync below waits for.
-            completed.open_file(session, os.O_WRONLY | os.O_CREAT, links=False).close()
-            try:
-                os.rename(
-                    session, name, src_dir_fd=uploads.descriptor, dst_dir_fd=parent.descriptor
-                )
-            except OSError:
-                os.unlink(session, dir_fd=completed.descriptor)
-                raise
-            self.durability.at_completion(parent.sync)
+    def _parent(self, path: str) -> tuple[Directory, str]:
+        """Where a complete file has to go; directories that are missing are made."""
+        _check_name(path)
+        try:
+            return self.folder.parent(path)
+        except FileNotFoundError:
+            above = path.rpartition("/")[0]
+            _refuse_missing(above, path)
+            self.folder.make_directories(above, durable=self.durability.keeps_files)
+            return self.folder.parent(path)
+
+    def _note(self, path: str) -> None:
+        """Make an empty file in the root of the volume, if it is not there."""
+        flags = os.O_WRONLY | os.O_CREAT
+        try:
+            self.root.open_file(path, flags, links=False).close()
+        except FileNotFoundError:
+            above = path.rpartition("/")[0]
+            self.root.make_directories(above, 0o700, durable=self.durability.keeps_files)
+            self.root.open_file(path, flags, links=False).close()
+
+    def _forget_completed(self, session: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{COMPLETED}/{session}", dir_fd=self.root.descriptor)
 
     def discard(self, session: str, file: File) -> None:
         """End a session, and forget its bytes."""
         with file.descriptor():
-            with suppress(FileNotFoundError):
-                # An attempt to finish it may have failed at the last step.
-                os.unlink(f"{COMPLETED}/{session}", dir_fd=self.root.descriptor)
+            # An attempt to finish it may have failed at the last step.
+            self._forget_completed(session)
             with self.folder.descend(UPLOADS, links=False) as uploads:
                 _forget_fallback(uploads, session)
                 os.unlink(session, dir_fd=uploads.descriptor)
@@ -278,7 +299,7 @@ def is_wanted(root: Directory, session: str) -> bool:
     return True
 
 
-def _lock(uploads: Directory, session: str) -> File:
+def _lock(uploads: Directory, session: str) -> tuple[File, os.stat_result]:
     file = uploads.open_file(session, os.O_RDWR, links=False)
     try:
         with file.descriptor() as descriptor:
@@ -287,8 +308,7 @@ def _lock(uploads: Directory, session: str) -> File:
             except BlockingIOError:
                 raise Busy from None
         # Its holder may have completed or ended it before the lock was free.
-        _check_named(uploads, session, file)
-        return file
+        return file, _check_named(uploads, session, file)
     except BaseException:
         file.close()
         raise
@@ -325,8 +345,9 @@ def _uploads(folder: Directory) -> Directory:
         raise NoSuchUpload() from None
 
 
-def _check_named(uploads: Directory, session: str, file: File) -> None:
+def _check_named(uploads: Directory, session: str, file: File) -> os.stat_result:
     """
+    :return: the state of the file.
     :raises NoSuchUpload: when the session's name is that of another file, or of none.
     """
     try:
@@ -335,6 +356,7 @@ def _check_named(uploads: Directory, session: str, file: File) -> None:
         raise NoSuchUpload() from None
     if not os.path.samestat(named, file.status()):
         raise NoSuchUpload("the session's file was replaced")
+    return named
 
 
 def sweep(folder: Directory, before: float, step: Callable[[], None] = lambda: None) -> int:
@@ -372,7 +394,7 @@ def _sweep_one(uploads: Directory, name: str, before: float) -> int:
         if name.endswith(_FALLBACK):
             _unlink_alone(uploads, name)
         else:
-            with _lock(uploads, name):
+            with _lock(uploads, name)[0]:
                 _forget_fallback(uploads, name)
                 os.unlink(name, dir_fd=uploads.descriptor)
     except (OSError, StorageProxyError, Busy):

@@ -7,12 +7,12 @@ session is one call in the volume's threads.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
@@ -110,10 +110,13 @@ class Uploads:
         :return: the name of the session.
         """
 
-        threads = volume.threads
-        create = partial(_create, volume, vfid, path, size)
+        unnamed = Session(volume, vfid, "", path, size)
         session: Session
-        session, settled = await threads.submit(create, threads.slow_deadline, None)
+        session, settled = await volume.threads.submit(
+            partial(_within, unnamed, partial(_create, unnamed)),
+            volume.threads.deadline if size else volume.threads.slow_deadline,
+            None,
+        )
         self._tell(session, settled)
         return session.name
 
@@ -152,7 +155,7 @@ class Uploads:
 
     async def _offset(self, session: Session) -> int:
         async with self._lease(session):
-            settled = await self._in_turn(session, _settle, None)
+            settled = await self._in_turn(session, partial(_settle, session), None)
             self._tell(session, settled)
             return settled.offset
 
@@ -160,50 +163,42 @@ class Uploads:
         async with self._lease(session) as lease:
             if self._stopping:
                 raise ShuttingDown()
-            begin = partial(_begin, patch=patch, length=request.body_length)
-            staged = await self._in_turn(session, begin, _close)
-            if staged is None:
-                return session.size
-            try:
-                return await self._receive(session, patch, request, staged, lease)
-            finally:
-                if not staged.file.closed:
-                    # Its last call has not been made, or does not come back.
-                    session.volume.threads.clean_up(staged.file.close)
+            append = _Append(session, patch, request.body_length)
+            if request.complete:
+                request.deliver_body(append.sink)
+                settled = await self._in_turn(session, append.whole, None)
+            else:
+                staged = await self._in_turn(session, append.begin, _close)
+                if staged is None:
+                    return session.size
+                try:
+                    settled = await self._receive(append, staged, request, lease)
+                finally:
+                    if not staged.file.closed:
+                        # Its last call has not been made, or does not come back.
+                        session.volume.threads.clean_up(staged.file.close)
+            self._tell(session, settled)
+            if append.sink.outcome is Outcome.CUT:
+                raise Interrupted(f"the client is gone, and {settled.offset} bytes are kept")
+            return settled.offset
 
     async def _receive(
-        self,
-        session: Session,
-        patch: tus.Patch,
-        request: StreamingRequest,
-        staged: Staged,
-        lease: Lease,
-    ) -> int:
-        threads = session.volume.threads
-        announced = patch.checksum
-        sink = FileSink(
-            threads,
-            staged.file,
-            staged.offset,
-            session.size - staged.offset,
-            None if announced is None else tus.CHECKSUMS[announced.algorithm](),
-            write_back=session.volume.durability.keeps_files,
-        )
+        self, append: _Append, staged: Staged, request: StreamingRequest, lease: Lease
+    ) -> Settled:
+        session, sink = append.session, append.sink
         lease.on_stop(sink.stop)
         request.deliver_body(sink)
         looking = LoopingCall(self._look, session, lease)
         looking.clock = self.reactor
         looking.start(LOOK, now=False)
         try:
-            outcome = await sink.done
+            await sink.done
         finally:
             looking.stop()
-        end = partial(_end, session, patch, staged, sink, outcome)
+        threads = session.volume.threads
+        end = partial(_within, session, partial(append.end, staged=staged))
         settled: Settled = await threads.submit(end, threads.slow_deadline, None)
-        self._tell(session, settled)
-        if outcome is Outcome.CUT:
-            raise Interrupted(f"the client is gone, and {settled.offset} bytes are kept")
-        return settled.offset
+        return settled
 
     async def _look(self, session: Session, lease: Lease) -> None:
         with suppress(OSError, VolumeUnavailable):
@@ -212,7 +207,7 @@ class Uploads:
 
     async def _terminate(self, session: Session) -> None:
         async with self._lease(session):
-            await self._in_turn(session, _discard, None)
+            await self._in_turn(session, partial(_discard, session), None)
 
     @asynccontextmanager
     async def _lease(self, session: Session) -> AsyncIterator[Lease]:
@@ -227,7 +222,7 @@ class Uploads:
     async def _in_turn(
         self,
         session: Session,
-        operation: Callable[[Session], T],
+        operation: Callable[[Staging], T],
         discard: Callable[[T], object] | None,
     ) -> T:
         """Do something in a thread, when no other process holds the session."""
@@ -236,7 +231,7 @@ class Uploads:
         while True:
             try:
                 result: T = await threads.submit(
-                    partial(operation, session), threads.slow_deadline, discard
+                    partial(_within, session, operation), threads.slow_deadline, discard
                 )
                 return result
             except Busy:
@@ -257,109 +252,43 @@ class Uploads:
 # ---- in threads
 
 
-@contextmanager
-def _staging(volume: IVolume, vfid: VFolderID) -> Iterator[Staging]:
-    with volume.open_root() as root, volume.open_folder(vfid) as folder:
-        yield Staging(root, folder, volume.durability)
+def _within(session: Session, operation: Callable[[Staging], T]) -> T:
+    volume = session.volume
+    with volume.open_root() as root, volume.open_folder(session.vfid) as folder:
+        return operation(Staging(root, folder, volume.durability))
 
 
-def _create(volume: IVolume, vfid: VFolderID, path: str, size: int) -> tuple[Session, Settled]:
-    with _staging(volume, vfid) as staging:
-        check_target(staging.folder, path)
-        session = Session(volume, vfid, staging.create(), path, size)
-    if size:
+def _create(session: Session, staging: Staging) -> tuple[Session, Settled]:
+    """Make a session, which has no name yet."""
+    check_target(staging.folder, session.path)
+    session = evolve(session, name=staging.create())
+    if session.size:
         return session, Settled(0, False)
     try:
-        return session, _settle(session)
+        return session, _settle(session, staging)
     except BaseException:
         # Nobody will ever know of this session.
-        _discard(session)
+        _discard(session, staging)
         raise
 
 
-def _settle(session: Session) -> Settled:
+def _settle(session: Session, staging: Staging) -> Settled:
     """Put on stable storage what a session has, and finish it if that is all of it."""
-    with _staging(session.volume, session.vfid) as staging:
+    try:
+        staged = staging.hold(session.name)
+    except Completed:
+        return Settled(session.size, False)
+    with staged.file as file:
         try:
-            staged = staging.hold(session.name)
-        except Completed:
-            return Settled(session.size, False)
-        with staged.file as file:
-            try:
-                return _conclude(staging, session, file, staged.offset)
-            except WritebackError:
-                # Bytes that were told may be among those that are lost: nothing here can be
-                # trusted any more.
-                staging.discard(session.name, file)
-                raise
-
-
-def _begin(session: Session, patch: tus.Patch, length: int | None) -> Staged | None:
-    """
-    Take hold of a session to append to it.
-
-    :param length: bytes of the body, None when the client does not say.
-    :return: None when all of it is there already.
-    """
-    with _staging(session.volume, session.vfid) as staging:
-        try:
-            staged = staging.hold(session.name)
-        except Completed:
-            tus.check_append(patch, session.size, session.size, length)
-            if length is None:
-                raise OffsetMismatch("the upload is complete") from None
-            return None
-        try:
-            tus.check_append(patch, staged.offset, session.size, length)
-            if patch.checksum is not None:
-                staging.remember_fallback(session.name, staged.file, staged.offset)
-            return staged
-        except BaseException:
-            staged.file.close()
-            raise
-
-
-def _close(staged: Staged | None) -> None:
-    if staged is not None:
-        staged.file.close()
-
-
-def _end(
-    session: Session, patch: tus.Patch, staged: Staged, sink: FileSink, outcome: Outcome
-) -> Settled:
-    """
-    Write the last bytes of a body, and keep what counts. The session is free then.
-    """
-    with staged.file as file, _staging(session.volume, session.vfid) as staging:
-        unsure = patch.checksum is not None
-        try:
-            sink.flush()
-            if outcome is Outcome.OVERFLOW:
-                # Nothing of it: had the file its full size, it would be taken for complete.
-                unsure = True
-                raise UploadTooLarge(f"more bytes than the {session.size} announced")
-            if patch.checksum is not None:
-                if outcome is Outcome.CUT:
-                    raise Interrupted("the client is gone before its bytes could be verified")
-                if sink.digest() != patch.checksum.digest:
-                    raise ChecksumMismatch(
-                        f"the {patch.checksum.algorithm} of the bytes is not the one announced"
-                    )
-                staging.keep(session.name, file, sink.offset)
-                unsure = False
-            return _conclude(staging, session, file, sink.offset)
+            return _conclude(session, staging, file, staged.offset)
         except WritebackError:
-            # Without a sync at each patch nobody knows which bytes those are.
-            kept = staged.offset if session.volume.durability.keeps_offsets else 0
-            staging.keep(session.name, file, kept)
-            raise
-        except BaseException:
-            if unsure:
-                staging.keep(session.name, file, staged.offset)
+            # Bytes that were told may be among those that are lost: nothing here can be trusted
+            # any more.
+            staging.discard(session.name, file)
             raise
 
 
-def _conclude(staging: Staging, session: Session, file: File, offset: int) -> Settled:
+def _conclude(session: Session, staging: Staging, file: File, offset: int) -> Settled:
     if offset < session.size:
         staging.durability.at_patch(file.sync_data)
         return Settled(offset, False)
@@ -367,16 +296,108 @@ def _conclude(staging: Staging, session: Session, file: File, offset: int) -> Se
     return Settled(session.size, True)
 
 
-def _discard(session: Session) -> None:
-    with _staging(session.volume, session.vfid) as staging:
-        try:
-            staged = staging.hold(session.name)
-        except Completed:
-            raise NoSuchUpload("the upload is complete, and its file stays") from None
-        with staged.file as file:
-            staging.discard(session.name, file)
+def _discard(session: Session, staging: Staging) -> None:
+    try:
+        staged = staging.hold(session.name)
+    except Completed:
+        raise NoSuchUpload("the upload is complete, and its file stays") from None
+    with staged.file as file:
+        staging.discard(session.name, file)
 
 
 def _is_wanted(session: Session) -> bool:
     with session.volume.open_root() as root:
         return is_wanted(root, session.name)
+
+
+class _Append:
+    """
+    A PATCH: its bytes, and what becomes of them.
+
+    :param length: bytes of the body, None when the client does not say.
+    """
+
+    def __init__(self, session: Session, patch: tus.Patch, length: int | None) -> None:
+        self.session = session
+        self._patch = patch
+        self._length = length
+        checksum = patch.checksum
+        self.sink = FileSink(
+            session.volume.threads,
+            patch.offset,
+            session.size - patch.offset,
+            None if checksum is None else tus.CHECKSUMS[checksum.algorithm](),
+            write_back=session.volume.durability.keeps_files,
+        )
+
+    def whole(self, staging: Staging) -> Settled:
+        """All of it, when its body is there already."""
+        staged = self.begin(staging)
+        if staged is None:
+            return Settled(self.session.size, False)
+        return self.end(staging, staged)
+
+    def begin(self, staging: Staging) -> Staged | None:
+        """
+        Take hold of the session.
+
+        :return: None when all of the file is there already.
+        """
+        size = self.session.size
+        try:
+            staged = staging.hold(self.session.name)
+        except Completed:
+            tus.check_append(self._patch, size, size, self._length)
+            if self._length is None:
+                raise OffsetMismatch("the upload is complete") from None
+            return None
+        try:
+            tus.check_append(self._patch, staged.offset, size, self._length)
+            if self._patch.checksum is not None:
+                staging.remember_fallback(self.session.name, staged.file, staged.offset)
+            self.sink.file = staged.file
+            return staged
+        except BaseException:
+            staged.file.close()
+            raise
+
+    def end(self, staging: Staging, staged: Staged) -> Settled:
+        """
+        Write the last bytes, and keep what counts. The session is free then.
+        """
+        name = self.session.name
+        with staged.file as file:
+            unsure = self._patch.checksum is not None
+            try:
+                self.sink.flush()
+                if self.sink.outcome is Outcome.OVERFLOW:
+                    # Nothing of it: had the file its full size, it would be taken for complete.
+                    unsure = True
+                    raise UploadTooLarge(f"more bytes than the {self.session.size} announced")
+                if unsure:
+                    self._verify()
+                    staging.keep(name, file, self.sink.offset)
+                    unsure = False
+                return _conclude(self.session, staging, file, self.sink.offset)
+            except WritebackError:
+                # Without a sync at each patch nobody knows which bytes those are.
+                staging.keep(name, file, staged.offset if staging.durability.keeps_offsets else 0)
+                raise
+            except BaseException:
+                if unsure:
+                    staging.keep(name, file, staged.offset)
+                raise
+
+    def _verify(self) -> None:
+        announced = self._patch.checksum
+        if self.sink.outcome is Outcome.CUT:
+            raise Interrupted("the client is gone before its bytes could be verified")
+        if announced is not None and self.sink.digest() != announced.digest:
+            raise ChecksumMismatch(
+                f"the {announced.algorithm} of the bytes is not the one announced"
+            )
+
+
+def _close(staged: Staged | None) -> None:
+    if staged is not None:
+        staged.file.close()
