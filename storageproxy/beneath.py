@@ -451,14 +451,12 @@ class Directory(_Closing):
             with self.descend("/".join(parts[:stop]) or ".") as directory:
                 directory.sync()
 
-    def ensure(self, path: str, mode: int = 0o755, *, durable: bool = True) -> Directory:
-        """
-        Open a directory, which is made as by :meth:`make_directories` when it is missing.
-        """
+    def ensure(self, path: str, mode: int = 0o755) -> Directory:
+        """Open a directory, which is made with those above it when it is missing."""
         try:
             return self.descend(path, links=False)
         except FileNotFoundError:
-            self.make_directories(path, mode, durable=durable)
+            self.make_directories(path, mode)
             return self.descend(path, links=False)
 
     def sync(self) -> None:

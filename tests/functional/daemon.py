@@ -54,6 +54,7 @@ class Daemon:
     :param manager_settings: TOML lines added to the ``[api.manager]`` table.
     :param client_settings: TOML lines added to the ``[api.client]`` table.
     :param volume_settings: TOML lines added to the table of the first volume.
+    :param mounts: where the volumes lie, when they are another daemon's too.
     :param tls: a certificate chain and its key (PEM files), when both ports are to speak TLS.
     :param processes: how many serve.
     """
@@ -68,11 +69,12 @@ class Daemon:
         client_settings: str = "",
         volume_settings: str = "",
         processes: int = 1,
+        mounts: Path | None = None,
     ) -> None:
         self.root = root
         self.client_port = free_port()
         self.manager_port = free_port()
-        self.volumes = {name: root / name for name in volumes}
+        self.volumes = {name: (mounts or root) / name for name in volumes}
         self.process: subprocess.Popen[bytes] | None = None
         self.log = root / "daemon.log"
         self.tls = tls
