@@ -4,6 +4,7 @@ Tests for :mod:`storageproxy.transfer.request`.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from storageproxy.transfer.request import (
     LINGER_SECONDS,
     SHORT_REST,
     BodyDone,
+    Loan,
     StreamingRequest,
     read_body,
 )
@@ -709,3 +711,44 @@ class SecretsInLogTests(MemoryCase):
 
 def _shown(value: Any) -> str:
     return value.getTraceback() if isinstance(value, Failure) else str(value)
+
+
+class LoanTests(SynchronousTestCase):
+    """A connection that a thread reads."""
+
+    def setUp(self) -> None:
+        self.connection, self.client = socket.socketpair()
+        self.addCleanup(self.connection.close)
+        self.addCleanup(self.client.close)
+        self.block = memoryview(bytearray(8))
+
+    def loan(self, left: int) -> Loan:
+        loan = Loan(self.connection, left)
+        self.addCleanup(loan.close)
+        return loan
+
+    def test_no_more_than_the_body(self) -> None:
+        """What follows the body stays on the connection."""
+        self.client.send(b"0123456789next")
+        loan = self.loan(10)
+        self.assertEqual(loan.read_into(self.block), 8)
+        self.assertEqual(bytes(self.block), b"01234567")
+        self.assertEqual(loan.read_into(self.block), 2)
+        self.assertEqual(bytes(self.block[:2]), b"89")
+        self.assertEqual(loan.read_into(self.block), 0)
+        self.assertEqual(loan.taken, 10)
+        loan.close()
+        self.assertEqual(self.connection.recv(10), b"next")
+
+    def test_nothing_there(self) -> None:
+        """Nobody waits for bytes that have not come."""
+        self.assertEqual(self.loan(10).read_into(self.block), 0)
+
+    def test_broken(self) -> None:
+        """A connection that is broken has no more bytes; it is for the reactor to find that out."""
+        loan = self.loan(10)
+        self.client.close()
+        self.assertEqual(loan.read_into(self.block), 0)
+        loan.close()
+        self.assertEqual(loan.read_into(self.block), 0)
+        self.assertEqual(loan.taken, 0)

@@ -142,8 +142,12 @@ class Loan:
         :return: the number of bytes; 0 for nothing, also when the connection is broken: the reactor
             finds that out.
         """
+        room = block[: self._left - self.taken]
+        if not room:
+            # For recv_into a size of 0 is no bound.
+            return 0
         try:
-            count = self._handle.recv_into(block, min(len(block), self._left - self.taken))
+            count = self._handle.recv_into(room)
         except OSError:
             return 0
         self.taken += count

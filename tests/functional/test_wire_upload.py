@@ -274,6 +274,21 @@ class BigFile(OnUpload):
 
     size = 5_000_003
 
+    def test_what_follows_a_body(self) -> None:
+        """What follows a large body on its connection is no part of it."""
+        connection = self.connect(self.daemon.client_port)
+        half = self.size // 2
+        for offset in (0, half):
+            headers = {**TUS, "Content-Type": OCTETS, "Upload-Offset": str(offset)}
+            connection.send("PATCH", self.target, headers, self.data[offset : offset + half])
+            connection.send("HEAD", self.target, TUS)
+        for offset in (half, 2 * half):
+            self.stored(connection.receive("PATCH"), offset)
+            answer = connection.receive("HEAD")
+            self.assertEqual((answer.status, answer.header("Upload-Offset")), (200, str(offset)))
+        self.append(2 * half, self.data[2 * half :])
+        self.complete()
+
     def test_at_once(self) -> None:
         """It is sent in one request."""
         self.stored(self.append(0, self.data), self.size)
