@@ -1,0 +1,153 @@
+"""
+Measure the Storage Proxy beside its peers: ``python benchmarks/run.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import calls
+import connections
+import transfers
+import trees
+from bench import QUICK, Bench, Sizes
+from report import Result, heading, tables
+from scenarios import OURS, Measurement, Scenario
+from servers import HERE, NotHere
+
+SCENARIOS: list[Scenario] = [
+    *transfers.SCENARIOS,
+    *calls.SCENARIOS,
+    *connections.SCENARIOS,
+    *trees.SCENARIOS,
+]
+
+RESULTS = HERE / "RESULTS.md"
+
+
+def say(text: str) -> None:
+    """Tell somebody who waits."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Measures the Storage Proxy of this checkout beside nginx, plain Twisted, the"
+        " original and the tools of the system."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often (default: 5)")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes and one round: shows that it works"
+    )
+    parser.add_argument("--only", default="", help="scenarios, with commas between them")
+    parser.add_argument("--list", action="store_true", help="name the scenarios, and end")
+    parser.add_argument(
+        "--directory", type=Path, help="where the data goes (default: a temporary directory)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path.home() / ".cache" / "storageproxy-benchmarks",
+        help="where the original is kept when it is installed",
+    )
+    parser.add_argument("--write", action="store_true", help=f"keep the tables in {RESULTS.name}")
+    return parser.parse_args(arguments)
+
+
+def chosen(only: str) -> list[Scenario]:
+    """
+    The scenarios that are wanted.
+
+    :raises SystemExit: when one is not known.
+    """
+    names = [name for name in only.split(",") if name]
+    unknown = set(names) - {scenario.name for scenario in SCENARIOS}
+    if unknown:
+        raise SystemExit(f"no such scenario: {', '.join(sorted(unknown))}")
+    return [scenario for scenario in SCENARIOS if not names or scenario.name in names]
+
+
+def equipped(bench: Bench, scenarios: list[Scenario]) -> list[Result]:
+    """Make what scenarios need, start the servers, and make what is measured on."""
+    results = [Result(scenario) for scenario in scenarios]
+    for result in results:
+        try:
+            result.scenario.equip(bench)
+        except NotHere as error:
+            result.failure = str(error)
+    bench.start({peer for scenario in scenarios for peer in scenario.peers})
+    for result in results:
+        if not result.failure:
+            say(f"preparing {result.scenario.name}")
+            result.scenario.prepare(bench)
+    return results
+
+
+def measure(bench: Bench, result: Result, number: int) -> None:
+    """One round of one scenario: everyone once, another one first each time."""
+    scenario = result.scenario
+    everyone = [OURS, *(peer for peer in scenario.peers if peer not in bench.missing)]
+    first = number % len(everyone)
+    found: dict[str, Measurement] = {}
+    with scenario.daemon(bench) as daemon:
+        for who in everyone[first:] + everyone[:first]:
+            bench.settle()
+            with bench.account(daemon) as costs:
+                found[who] = scenario.measure(bench, who, daemon)
+            if who == OURS:
+                result.costs += costs
+            for error in found[who].errors[:3]:
+                say(f"  {who}: {error}")
+    result.rounds.append(found)
+    values = ", ".join(f"{who} {one.value:.4g}" for who, one in found.items())
+    say(f"{number + 1}: {scenario.name}: {values} {scenario.unit}")
+
+
+def main(arguments: list[str]) -> int:
+    """
+    :return: 1 when there was an error of ours, else 0.
+    """
+    wanted = options(arguments)
+    scenarios = chosen(wanted.only)
+    if wanted.list:
+        for scenario in scenarios:
+            print(f"{scenario.name:16} {scenario.title}")
+        return 0
+    # Two thousand connections are more than most shells allow.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    rounds = 1 if wanted.quick else wanted.rounds
+    if wanted.directory is not None:
+        wanted.directory.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="storageproxy-benchmark-", dir=wanted.directory))
+    try:
+        sizes = QUICK if wanted.quick else Sizes()
+        with Bench(directory, sizes, wanted.cache, not wanted.quick, say) as bench:
+            results = equipped(bench, scenarios)
+            for number in range(rounds):
+                for result in results:
+                    if not result.failure and number < result.scenario.rounds:
+                        measure(bench, result, number)
+            text = heading(directory, rounds, bench.notes, bench.missing)
+            text += "\n" + tables(results, bench.missing)
+    finally:
+        say("clearing up")
+        # Python takes several times as long for hundreds of thousands of files.
+        subprocess.run(["rm", "-rf", str(directory)], check=False)
+    print(text)
+    if wanted.write:
+        RESULTS.write_text(text)
+    return 1 if any(result.errors() for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
