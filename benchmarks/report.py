@@ -44,15 +44,15 @@ class Result:
 
     def value(self, who: str) -> float | None:
         """The median of somebody's rounds."""
-        values = [one[who].value for one in self.rounds if who in one]
+        values = [value for one in self.rounds if (value := _value(one, who)) is not None]
         return median(values) if values else None
 
     def ratio(self, peer: str) -> float | None:
         """The median of the ratios to a peer, each within a round."""
         ratios = [
-            one[OURS].value / one[peer].value
+            ours / theirs
             for one in self.rounds
-            if peer in one and OURS in one and one[peer].value
+            if (ours := _value(one, OURS)) is not None and (theirs := _value(one, peer))
         ]
         return median(ratios) if ratios else None
 
@@ -86,6 +86,10 @@ class Result:
         return ratio >= target.factor
 
 
+def _value(measurements: dict[str, Measurement], who: str) -> float | None:
+    return measurements[who].value if who in measurements else None
+
+
 def figure(value: float) -> str:
     """A number with three digits that mean something."""
     if value >= 100:
@@ -98,7 +102,7 @@ def _cell(result: Result, peer: str, missing: dict[str, str]) -> str:
         return ""
     value, ratio = result.value(peer), result.ratio(peer)
     if value is None:
-        return "not here" if peer in missing else "–"
+        return "not here" if peer in missing else "failed"
     errors = len(result.errors(peer))
     name = f"{result.scenario.tool}: " if peer == "tool" else ""
     text = f"{name}{figure(value)}"
@@ -138,7 +142,7 @@ def tables(results: list[Result], missing: dict[str, str]) -> str:
         scenario = result.scenario
         ours = result.value(OURS)
         if ours is None:
-            reason = f"not measured: {result.failure}"
+            reason = f"not measured: {result.failure or ' '.join(result.errors()[:1])}"
             speeds.append([scenario.name, scenario.title, reason] + [""] * 6)
             continue
         speeds.append(
@@ -197,15 +201,24 @@ def tables(results: list[Result], missing: dict[str, str]) -> str:
     )
 
 
-def heading(directory: Path, rounds: int, notes: list[str], missing: dict[str, str]) -> str:
-    """Where, when and with what it was measured."""
+def heading(
+    directory: Path, options: str, load: float, notes: list[str], missing: dict[str, str]
+) -> str:
+    """
+    Where, when and with what it was measured.
+
+    :param directory: of the data.
+    :param options: of the command line.
+    :param load: average, of what else the machine had to do.
+    """
     lines = [
         "# Results of the benchmark",
         "",
-        f"- {time.strftime('%Y-%m-%d')}, {rounds} rounds, `python benchmarks/run.py`;"
-        f" commit {_said('git', '-C', str(CHECKOUT), 'rev-parse', '--short', 'HEAD')}",
+        f"- {time.strftime('%Y-%m-%d')}, `python benchmarks/run.py {options}`, commit"
+        f" {_said('git', '-C', str(CHECKOUT), 'describe', '--always', '--dirty')}",
         f"- {os.cpu_count()} × {_cpu()}, {_memory():.0f} GiB, Linux {platform.release()},"
-        f" {_said('findmnt', '-n', '-o', 'FSTYPE', '-T', str(directory))}",
+        f" {_said('findmnt', '-n', '-o', 'FSTYPE', '-T', str(directory))};"
+        f" load average at the start {load:.1f}",
         f"- Python {platform.python_version()}, Twisted {_version('twisted')},"
         f" Klein {_version('klein')}; {_nginx()}; {ORIGINAL}",
         *(f"- {note}" for note in notes),

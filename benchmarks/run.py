@@ -5,6 +5,7 @@ Measure the Storage Proxy beside its peers: ``python benchmarks/run.py``.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import signal
 import subprocess
@@ -50,7 +51,10 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="scenarios, with commas between them")
     parser.add_argument("--list", action="store_true", help="name the scenarios, and end")
     parser.add_argument(
-        "--directory", type=Path, help="where the data goes (default: a temporary directory)"
+        "--directory",
+        type=Path,
+        default=Path("/var/tmp"),
+        help="where the data goes, 10 GB of it, on the disk to measure (default: /var/tmp)",
     )
     parser.add_argument(
         "--cache",
@@ -101,14 +105,24 @@ def measure(bench: Bench, result: Result, number: int) -> None:
         for who in everyone[first:] + everyone[:first]:
             bench.settle()
             with bench.account(daemon) as costs:
-                found[who] = scenario.measure(bench, who, daemon)
+                try:
+                    found[who] = scenario.measure(bench, who, daemon)
+                except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                    # One that fails shall not cost what was measured before.
+                    found[who] = Measurement(None, [str(error) or repr(error)])
             if who == OURS:
                 result.costs += costs
-            for error in found[who].errors[:3]:
-                say(f"  {who}: {error}")
+            for line in found[who].errors[:3]:
+                say(f"  {who}: {line}")
     result.rounds.append(found)
-    values = ", ".join(f"{who} {one.value:.4g}" for who, one in found.items())
+    values = ", ".join(f"{who} {one.value or 0:.4g}" for who, one in found.items())
     say(f"{number + 1}: {scenario.name}: {values} {scenario.unit}")
+
+
+def _end(*_: object) -> None:
+    # What is cleared up then is cleared up, also if somebody asks again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def main(arguments: list[str]) -> int:
@@ -124,10 +138,10 @@ def main(arguments: list[str]) -> int:
     # Two thousand connections are more than most shells allow.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
+    load = os.getloadavg()[0]
     rounds = 1 if wanted.quick else wanted.rounds
-    if wanted.directory is not None:
-        wanted.directory.mkdir(parents=True, exist_ok=True)
+    wanted.directory.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="storageproxy-benchmark-", dir=wanted.directory))
     try:
         sizes = QUICK if wanted.quick else Sizes()
@@ -137,7 +151,9 @@ def main(arguments: list[str]) -> int:
                 for result in results:
                     if not result.failure and number < result.scenario.rounds:
                         measure(bench, result, number)
-            text = heading(directory, rounds, bench.notes, bench.missing)
+            if wanted.quick:
+                bench.note("A quick run: sizes are small, and the figures mean nothing.")
+            text = heading(directory, " ".join(arguments), load, bench.notes, bench.missing)
             text += "\n" + tables(results, bench.missing)
     finally:
         say("clearing up")

@@ -35,11 +35,11 @@ class Measurement:
     """
     One number.
 
-    :param value: in the scenario's unit.
+    :param value: in the scenario's unit; None when there was nothing to measure.
     :param errors: one line for each unexpected answer or short body.
     """
 
-    value: float
+    value: float | None
     errors: list[str] = field(factory=list)
 
 

@@ -192,25 +192,24 @@ def mounted(directory: Path, image: Path, size: int) -> Iterator[None]:
         program = shutil.which(maker[0], path=places)
         if program is None:
             continue
-        with image.open("wb") as file:
-            # The least that both take.
-            file.truncate(max(size, 512 * 1024 * 1024))
-        directory.mkdir()
-        for command in (
-            [program, *maker[1:], str(image)],
-            ["mount", "-o", "loop", str(image), str(directory)],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise NotHere(f"{' '.join(command)}: {done.stderr.strip()}")
-        break
-    else:
-        raise NotHere("neither mkfs.xfs nor mkfs.btrfs is here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-        remove(image)
+        try:
+            with image.open("wb") as file:
+                # The least that both take.
+                file.truncate(max(size, 512 * 1024 * 1024))
+            directory.mkdir()
+            for command in (
+                [program, *maker[1:], str(image)],
+                ["mount", "-o", "loop", str(image), str(directory)],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise NotHere(f"{' '.join(command)}: {done.stderr.strip()}")
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(directory)], capture_output=True)
+            remove(image)
+        return
+    raise NotHere("neither mkfs.xfs nor mkfs.btrfs is here")
 
 
 SCENARIOS: list[Scenario] = [
