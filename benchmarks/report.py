@@ -35,12 +35,14 @@ class Result:
     :param rounds: what each server reached, for each round.
     :param costs: of the daemon, for each round.
     :param failure: why there is nothing.
+    :param seconds: that all of it took.
     """
 
     scenario: Scenario
     rounds: list[dict[str, Measurement]] = field(factory=list)
     costs: list[Cost] = field(factory=list)
     failure: str = ""
+    seconds: float = 0.0
 
     def value(self, who: str) -> float | None:
         """The median of somebody's rounds."""
@@ -158,6 +160,7 @@ def tables(results: list[Result], missing: dict[str, str]) -> str:
         costs.append(
             [
                 scenario.name,
+                str(len(result.rounds)),
                 f"{median(cost.cpu for cost in result.costs):.2f}",
                 f"{memory / 1e6:.0f}",
                 str(errors),
@@ -184,7 +187,7 @@ def tables(results: list[Result], missing: dict[str, str]) -> str:
             "",
             "## What it costs the daemon",
             "",
-            "CPU seconds of all its processes (median), peak memory of the largest (VmHWM), errors"
+            "Rounds that were measured, CPU seconds of all its processes (median), peak memory of the largest (VmHWM), errors"
             " (an unexpected status, a short body) in all rounds, and the longest time that its"
             " reactor was blocked, in ms: how late a call every 5 ms was, without the time that"
             " its thread was runnable and had no CPU. Beside it the greatest lateness as such, the"
@@ -192,7 +195,17 @@ def tables(results: list[Result], missing: dict[str, str]) -> str:
             f" is: below {MEMORY / 1e6:.0f} MB, no error, at most {BLOCKED * 1000:.0f} ms.",
             "",
             *_table(
-                ["scenario", "CPU s", "MB", "errors", "blocked ms", "late", "no CPU", "bare"]
+                [
+                    "scenario",
+                    "rounds",
+                    "CPU s",
+                    "MB",
+                    "errors",
+                    "blocked ms",
+                    "late",
+                    "no CPU",
+                    "bare",
+                ]
                 + ["met"],
                 costs,
             ),

@@ -121,8 +121,8 @@ class RunTests(TestCase):
                 continue
             self.assertRegex(ours, r"^[0-9.,]+ (MB/s|/s|s|ms)$")
             self.assertNotEqual(ours.split()[0], "0", name)
-            self.assertEqual(spent[name][2], "0", f"errors of {name}: {progress}")
-            self.assertNotEqual(spent[name][3], "not known", name)
+            self.assertEqual(spent[name][3], "0", f"errors of {name}: {progress}")
+            self.assertNotEqual(spent[name][4], "not known", name)
         self.assertIn("nginx/", report)
         self.assertNotIn(" errors", speeds)
         self.assertRegex(measured["download-1"][2], r"×")
