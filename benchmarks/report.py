@@ -25,6 +25,9 @@ MEMORY = 150e6
 BLOCKED = 0.050
 
 _PEERS = ("nginx", "twisted", "original", "tool")
+_SPEEDS = ("scenario", "", "ours", "nginx", "plain Twisted", "original", "tool", "target", "met")
+_COSTS = ("scenario", "rounds", "CPU s", "MB", "errors", "blocked ms", "late ms", "no CPU ms")
+_COSTS += ("sleeper late ms", "met")
 
 
 @define
@@ -127,9 +130,45 @@ def _met(result: Result) -> str:
     return "; ".join(said[result.meets(target)] for target in result.scenario.targets)
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Iterable[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _speeds(result: Result, missing: dict[str, str]) -> list[str]:
+    scenario = result.scenario
+    ours = result.value(OURS)
+    if ours is None:
+        reason = f"not measured: {result.failure or ' '.join(result.errors()[:1])}"
+        return [scenario.name, scenario.title, reason] + [""] * (len(_PEERS) + 2)
+    return [
+        scenario.name,
+        scenario.title,
+        f"{figure(ours)} {scenario.unit}",
+        *(_cell(result, peer, missing) for peer in _PEERS),
+        "; ".join(_target(result, target) for target in scenario.targets),
+        _met(result),
+    ]
+
+
+def _costs(result: Result) -> list[str]:
+    memory = max(cost.memory for cost in result.costs)
+    late, bare = result.lateness, result.bare
+    errors = len(result.errors())
+    good = memory < MEMORY and late.blocked <= BLOCKED and not errors
+    heard = all(cost.hearts for cost in result.costs)
+    return [
+        result.scenario.name,
+        str(len(result.rounds)),
+        f"{median(cost.cpu for cost in result.costs):.2f}",
+        f"{memory / 1e6:.0f}",
+        str(errors),
+        f"{late.blocked * 1000:.0f}" if heard else "not known",
+        f"{late.late * 1000:.0f}",
+        f"{late.starved * 1000:.0f}",
+        f"{bare.late * 1000:.0f}",
+        "yes" if good and heard else "**no**",
+    ]
 
 
 def tables(results: list[Result], missing: dict[str, str]) -> str:
@@ -138,80 +177,25 @@ def tables(results: list[Result], missing: dict[str, str]) -> str:
 
     :param missing: peers that were not here, and why.
     """
-    speeds = []
-    costs = []
-    for result in results:
-        scenario = result.scenario
-        ours = result.value(OURS)
-        if ours is None:
-            reason = f"not measured: {result.failure or ' '.join(result.errors()[:1])}"
-            speeds.append([scenario.name, scenario.title, reason] + [""] * 6)
-            continue
-        speeds.append(
-            [scenario.name, scenario.title, f"{figure(ours)} {scenario.unit}"]
-            + [_cell(result, peer, missing) for peer in _PEERS]
-            + ["; ".join(_target(result, target) for target in scenario.targets), _met(result)]
-        )
-        memory = max(cost.memory for cost in result.costs)
-        late, bare = result.lateness, result.bare
-        errors = len(result.errors())
-        good = memory < MEMORY and late.blocked <= BLOCKED and not errors
-        hearts = min(cost.hearts for cost in result.costs)
-        costs.append(
-            [
-                scenario.name,
-                str(len(result.rounds)),
-                f"{median(cost.cpu for cost in result.costs):.2f}",
-                f"{memory / 1e6:.0f}",
-                str(errors),
-                f"{late.blocked * 1000:.0f}" if hearts else "not known",
-                f"{late.late * 1000:.0f}",
-                f"{late.starved * 1000:.0f}",
-                f"{bare.late * 1000:.0f}",
-                "yes" if good else "**no**",
-            ]
-        )
-    return "\n".join(
-        [
-            "## Rates and times",
-            "",
-            "Medians over the rounds; in parentheses the median of the ratios ours / peer, each"
-            " within one round.",
-            "Rates (MB/s of 10⁶ bytes, /s) are better when greater, times (s, ms) when smaller.",
-            "",
-            *_table(
-                ["scenario", "", "ours", "nginx", "plain Twisted", "original", "tool"]
-                + ["target", "met"],
-                speeds,
-            ),
-            "",
-            "## What it costs the daemon",
-            "",
-            "Rounds that were measured, CPU seconds of all its processes (median), peak memory of the largest (VmHWM), errors"
-            " (an unexpected status, a short body) in all rounds, and the longest time that its"
-            " reactor was blocked, in ms: how late a call every 5 ms was, without the time that"
-            " its thread was runnable and had no CPU. Beside it the greatest lateness as such, the"
-            " longest wait for a CPU, and the greatest lateness of a process that only slept. Met"
-            f" is: below {MEMORY / 1e6:.0f} MB, no error, at most {BLOCKED * 1000:.0f} ms.",
-            "",
-            *_table(
-                [
-                    "scenario",
-                    "rounds",
-                    "CPU s",
-                    "MB",
-                    "errors",
-                    "blocked ms",
-                    "late",
-                    "no CPU",
-                    "bare",
-                ]
-                + ["met"],
-                costs,
-            ),
-            "",
-        ]
-    )
+    return f"""\
+## Rates and times
+
+Medians over the rounds; in parentheses the median of the ratios ours / peer, each within one round.
+Rates (MB/s of 10⁶ bytes, /s) are better when greater, times (s, ms) when smaller.
+
+{_table(_SPEEDS, (_speeds(result, missing) for result in results))}
+
+## What it costs the daemon
+
+CPU seconds of all its processes (median), peak memory of the largest one (VmHWM), errors (an
+unexpected status, a short body) in all rounds, and the longest time that its reactor was blocked:
+how late a call every 5 ms was, without the time that the reactor's thread was runnable and had no
+CPU. Beside it the greatest lateness as such, the longest wait for a CPU, and the greatest lateness
+of a process that only slept. Met is: below {MEMORY / 1e6:.0f} MB, no error, at most \
+{BLOCKED * 1000:.0f} ms.
+
+{_table(_COSTS, (_costs(result) for result in results if result.costs))}
+"""
 
 
 def heading(
