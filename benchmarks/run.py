@@ -164,13 +164,13 @@ def main(arguments: list[str]) -> int:
                 bench.note("A quick run: sizes are small, and the figures mean nothing.")
             text = heading(directory, " ".join(arguments), load, bench.notes, bench.missing)
             text += "\n" + tables(results, bench.missing)
+        print(text, flush=True)
+        if wanted.write:
+            RESULTS.write_text(text)
     finally:
         say("clearing up")
         # Python takes several times as long for hundreds of thousands of files.
         subprocess.run(["rm", "-rf", str(directory)], check=False)
-    print(text)
-    if wanted.write:
-        RESULTS.write_text(text)
     return 1 if any(result.errors() for result in results) else 0
 
 
