@@ -33,7 +33,7 @@ from storageproxy.errors import (
 from storageproxy.interfaces import IVolume
 from storageproxy.transfer.locks import PATIENCE, Lease, SessionLocks
 from storageproxy.transfer.request import StreamingRequest
-from storageproxy.transfer.sink import FileSink, Outcome
+from storageproxy.transfer.sink import BLOCK, FileSink, Outcome
 from storageproxy.transfer.staging import (
     Busy,
     Completed,
@@ -164,7 +164,7 @@ class Uploads:
             if self._stopping:
                 raise ShuttingDown()
             append = _Append(session, patch, request.body_length)
-            if request.complete:
+            if request.complete and request.received < BLOCK:
                 request.deliver_body(append.sink)
                 settled = await self._in_turn(session, append.whole, None)
             else:
