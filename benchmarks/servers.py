@@ -229,6 +229,19 @@ class StorageProxy(Proxy):
         """The directory of the heartbeats' files."""
         return self.directory / "hearts"
 
+    def start(self) -> None:
+        """
+        Return when all of its processes serve. The ports are open before that, but an answer comes
+        when the first one does, and each has a heart as soon as its reactor runs.
+        """
+        super().start()
+        self.call("GET", "/volume/hwinfo", {"volume": next(iter(self.volumes))})
+        deadline = time.monotonic() + _START
+        while not all((self.hearts / str(pid)).exists() for pid in tree(self.pid)):
+            if time.monotonic() > deadline:
+                raise RuntimeError("not every process of the daemon has a reactor")
+            time.sleep(0.02)
+
     def command(self) -> list[str]:
         """``twistd``, with a heart."""
         self.hearts.mkdir(exist_ok=True)
