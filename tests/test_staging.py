@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -92,19 +93,30 @@ class HoldTests(StagingTestCase):
         self.assertEqual(set(os.listdir(self.at(UPLOADS))), sessions)
 
     def test_new_while_others_end(self) -> None:
-        """A session can be made while the last other one takes the directory away."""
-        ensure = Directory.ensure
-        times: list[int] = []
+        """
+        A session can be made while the last other one takes the directory away, as soon as it is
+        made or a moment later.
+        """
+        mkdir, make = os.mkdir, Directory.make_directories
+        left = {"soon": 2, "later": 2}
 
-        def vanish(directory: Directory, path: str, **kwargs: Any) -> Directory:
-            uploads = ensure(directory, path, **kwargs)
-            if len(times) < 3:
-                times.append(1)
+        def vanish(when: str) -> None:
+            if left[when]:
+                left[when] -= 1
                 os.rmdir(self.at(UPLOADS))
-            return uploads
 
-        self.patch(Directory, "ensure", vanish)
+        def vanish_soon(*args: Any, **kwargs: Any) -> None:
+            mkdir(*args, **kwargs)
+            vanish("soon")
+
+        def vanish_later(directory: Directory, path: str, **kwargs: Any) -> None:
+            make(directory, path, **kwargs)
+            vanish("later")
+
+        self.patch(os, "mkdir", vanish_soon)
+        self.patch(Directory, "make_directories", vanish_later)
         self.assertEqual(self.offset(self.session()), 0)
+        self.assertEqual(left, {"soon": 0, "later": 0})
 
     def test_offset(self) -> None:
         """The offset of a session is the number of bytes that are there."""
@@ -384,6 +396,18 @@ class FinishTests(StagingTestCase):
         self.finish("file")
         self.assertLess(seen.index("file"), seen.index("rename"))
         self.assertIn("directory", seen[seen.index("rename") :])
+
+    def test_many_at_a_time(self) -> None:
+        """Sessions begin and end in several threads, and none takes a thing away from another."""
+
+        def upload(number: int) -> None:
+            for turn in range(50):
+                self.finish(f"{number}-{turn}")
+
+        with ThreadPoolExecutor(8) as threads:
+            for done in [threads.submit(upload, number) for number in range(8)]:
+                done.result()
+        self.assertEqual(len(os.listdir(self.path)), 400)
 
     def test_others_stay(self) -> None:
         """Other sessions go on when one is complete."""

@@ -126,15 +126,17 @@ class Staging:
         :return: its name.
         """
         session = token_hex(16)
+        missing = False
         for _ in range(_RACES):
-            try:
+            # The last upload but this one may be completed, and take the directory away.
+            with suppress(FileNotFoundError):
+                if missing:
+                    self.folder.make_directories(UPLOADS, durable=self.durability.keeps_offsets)
                 self.folder.open_file(
                     f"{UPLOADS}/{session}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, links=False
                 ).close()
                 return session
-            except FileNotFoundError:
-                # There is no upload, or the last one was completed and took the directory away.
-                self.folder.make_directories(UPLOADS, durable=self.durability.keeps_offsets)
+            missing = True
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), UPLOADS)
 
     def hold(self, session: str) -> Staged:
