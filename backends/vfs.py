@@ -193,7 +193,8 @@ class VFSVolume:
                         if mode is not None:
                             # An explicit mode is meant as it is, whatever the umask.
                             os.chmod(name, mode, dir_fd=parent.descriptor)
-                    root.sync_names("/".join(vfid.layout), there)
+                    if self.durability.keeps_files:
+                        root.sync_names("/".join(vfid.layout), there)
                     return True
                 except FileExistsError:
                     if exist_ok:
@@ -221,7 +222,7 @@ class VFSVolume:
                     )
                 except FileNotFoundError:
                     return False
-                parent.sync()
+                self.durability.at_completion(parent.sync)
             # The scope's directory stays, as the original leaves it.
             prefix = vfid.layout[:-1]
             for depth in (len(prefix), len(prefix) - 1):
