@@ -23,10 +23,13 @@ from zope.interface.verify import verifyClass
 
 from storageproxy import pagecache
 from storageproxy.errors import VolumeUnavailable
+from storageproxy.transfer import producers
 from storageproxy.transfer.bodies import BLOCK
 from storageproxy.transfer.downloads import SMALL
-from storageproxy.transfer.producers import STALLED, TURN, KernelProducer
+from storageproxy.transfer.producers import STALLED, KernelProducer
 from tests.harness import Answer, Descriptors, Events, MemoryCase, parse_answers
+
+TURN = 1024 * 1024
 
 
 class Writable:
@@ -121,6 +124,7 @@ class Connection:
 class KernelCase(MemoryCase):
     def setUp(self) -> None:
         super().setUp()
+        self.patch(producers, "TURN", TURN)
         self.descriptors = Descriptors()
 
     def connect(self) -> Connection:
@@ -281,6 +285,22 @@ class KernelProducerTests(KernelCase):
             self.assertLessEqual(request.sentLength - before, TURN)
             before = request.sentLength
             connection.read()
+
+    def test_shares(self) -> None:
+        """The more requests there are, the less each may send before the others, but something."""
+        self.patch(producers, "ROUND", 4 * producers.SHARE)
+        self.put("large", bytes(4 * TURN))
+        for others, shares in ((1, 2), (3, 1), (20, 1)):
+            connections = [self.begin("large") for _ in range(others + 1)]
+            connections[0].turn()
+            [request] = [
+                one
+                for one in self.proxy.client_site.active
+                if one.transport is connections[0].transport
+            ]
+            self.assertEqual(request.sentLength, shares * producers.SHARE)
+            for connection in connections:
+                connection.disconnect()
 
     def test_log(self) -> None:
         """The log has the bytes that were sent, of a download that was cut too."""

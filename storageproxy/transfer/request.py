@@ -175,6 +175,7 @@ class StreamingRequest(Request):
 
     channel: Any
     transport: Any
+    site: Any
     #: No guesses about the type of an answer.
     defaultContentType = None
 
