@@ -89,12 +89,13 @@ class ThreadedClock(Clock):
 
     def deliver(self, number: int = 1) -> None:
         """
-        Wait for calls from threads, and make them.
+        Wait for calls from threads, and make them, each in a turn of its own.
 
         :param number: how many.
         :raises AssertionError: when there are fewer.
         """
         for _ in range(number):
+            self.advance(0)
             try:
                 call = self._calls.get(timeout=GIVE_UP)
             except Empty:

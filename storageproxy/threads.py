@@ -30,6 +30,12 @@ T = TypeVar("T")
 #: Seconds after which a long operation is told about in the log, and then again and again.
 FIRST_REPORT, NEXT_REPORT = 10.0, 30.0
 
+#: Seconds between two looks at a sweep. One that is found at the same call twice is taken to wait
+#: for the disk, and another thread makes the next calls. Few calls take this long in memory, and
+#: threads that make calls in memory side by side only wait for each other: for the lock of the
+#: interpreter, after each system call. That costs more than the calls themselves.
+PATIENCE = 0.005
+
 
 class Abandoned(Exception):
     """The caller of a long operation has given up; raised inside of it."""
@@ -121,12 +127,48 @@ class _Report:
 
 @define(eq=False)
 class _Call:
+    """
+    :param alone: whether it is worth a thread of its own, as it moves much or takes long.
+    """
+
     function: Callable[[], Any]
     deferred: Deferred[Any]
     discard: Callable[[Any], object] | None
+    alone: bool = False
     timer: IDelayedCall | None = None
     started: bool = False
     overdue: bool = False
+
+
+@define(eq=False)
+class _Run:
+    """
+    What a thread does from when it is woken until it rests.
+
+    :param first: where it takes its first call from.
+    :ivar begun: how many calls it has begun; written by the thread alone.
+    :ivar seen: how many they were when the reactor last looked.
+    """
+
+    first: deque[_Call]
+    begun: int = 0
+    seen: int = -1
+
+
+def _next(queue: deque[_Call]) -> _Call | None:
+    try:
+        call = queue.popleft()
+    except IndexError:
+        return None
+    call.started = True
+    return call
+
+
+def _outcome(call: _Call) -> object:
+    try:
+        return call.function()
+    except BaseException:
+        return Failure()
 
 
 @implementer(IThreads)
@@ -134,6 +176,12 @@ class _Call:
 class VolumeThreads:
     """
     A bounded pool of threads with a bounded queue in front.
+
+    Ordinary calls are collected during a turn of the reactor and made by one thread, the sweep,
+    one after the other; their results are told together. A sweep that hangs is left to itself, and
+    another one begins: from then on what it brings is told at once, as is all that other threads
+    bring. So the reactor need not look at anything but the sweep. A call that moves much or takes
+    long gets a thread of its own at once, as long as there is one.
 
     :param reactor: where results are delivered and deadlines are kept.
     :param name: the volume's name, for messages.
@@ -152,12 +200,18 @@ class VolumeThreads:
     _log: Logger = field(factory=lambda: Logger("storageproxy.threads"))
     #: What waits for a thread; a call that is taken back is missing here.
     _queue: deque[_Call] = field(factory=deque)
-    #: One for each call that was put into the queue, and False for a thread that is to end. It
-    #: needs no lock, and costs a third of a Condition to wake a thread with.
-    _tickets: SimpleQueue[bool] = field(factory=SimpleQueue)
+    #: The same, of calls for each of which a thread has been woken.
+    _alone: deque[_Call] = field(factory=deque)
+    #: Wakes a thread, or ends it. It needs no lock, and costs a third of a Condition.
+    _tickets: SimpleQueue[_Run | None] = field(factory=SimpleQueue)
     _threads: int = 0
-    #: Calls in the queue and in threads.
-    _calls: int = 0
+    #: Those that go from call to call until there is none left.
+    _awake: int = 0
+    #: What they have brought.
+    _results: deque[tuple[_Call, Any]] = field(factory=deque)
+    _sweep: _Run | None = None
+    #: The next look: at the end of this turn, or at the sweep. There is always one while it runs.
+    _timer: IDelayedCall | None = None
     _stuck: int = 0
     _stopped: bool = False
     _long: DeferredSemaphore = field(init=False)
@@ -204,7 +258,7 @@ class VolumeThreads:
         if len(self._queue) >= self.backlog:
             raise VolumeUnavailable(f"volume {self.name}: too many calls are waiting")
         deferred: Deferred[T] = Deferred(lambda _: self._abandon(call))
-        call = _Call(function, deferred, discard)
+        call = _Call(function, deferred, discard, alone=deadline != self.deadline)
         if deadline is not None:
             call.timer = self.reactor.callLater(deadline, self._late, call, deadline)
         self._enqueue(call)
@@ -293,36 +347,87 @@ class VolumeThreads:
         """See :meth:`storageproxy.interfaces.IThreads.stop`."""
         self._stopped = True
         for _ in range(self._threads):
-            self._tickets.put(False)
+            self._tickets.put(None)
         self._threads = 0
+        self._end_looking()
+        if self._queue:
+            self._collect()
+        self._deliver()
+
+    # ---- in the reactor
 
     def _enqueue(self, call: _Call) -> None:
-        self._calls += 1
-        self._queue.append(call)
-        self._tickets.put(True)
-        if self._threads < min(self._calls, self.size):
-            self._threads += 1
-            # Daemon threads: one that hangs in a dead mount must not keep the process from ending.
-            threading.Thread(target=self._work, name=f"volume-{self.name}", daemon=True).start()
+        if call.alone and self._awake < self.size:
+            self._alone.append(call)
+            self._wake(_Run(self._alone))
+        else:
+            self._queue.append(call)
+            self._collect()
 
-    def _work(self) -> None:
-        while self._tickets.get():
-            try:
-                call = self._queue.popleft()
-            except IndexError:
-                # It was taken back.
-                continue
-            call.started = True
-            result: object
-            try:
-                result = call.function()
-            except BaseException:
-                result = Failure()
-            self.reactor.callFromThread(self._done, call, result)
-            del call, result
+    def _collect(self) -> None:
+        """Have a sweep begin when this turn of the reactor has asked for all it wants."""
+        if self._sweep is not None or self._timer is not None or self._awake >= self.size:
+            # It is seen to by the sweep, by the next look, or by a thread before it rests.
+            return
+        if self._stopped:
+            # Nobody looks any more, so it is no sweep.
+            self._wake(_Run(self._queue))
+        else:
+            self._timer = self.reactor.callLater(0, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        sweep = self._sweep
+        if sweep is not None:
+            begun = sweep.begun
+            if begun == sweep.seen:
+                self._sweep = None
+            sweep.seen = begun
+        begins = None
+        if self._sweep is None and self._queue and self._awake < self.size:
+            self._sweep = begins = _Run(self._queue)
+        if self._sweep is not None:
+            self._timer = self.reactor.callLater(PATIENCE, self._look)
+        if begins is not None:
+            # It is to know that it is the sweep, and is looked at even if no thread can be begun.
+            self._wake(begins)
+        # Only now: what a sweep that was just left to itself has brought without telling is here.
+        self._deliver()
+
+    def _end_looking(self) -> None:
+        self._sweep = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wake(self, run: _Run) -> None:
+        if self._threads > self._awake:
+            self._tickets.put(run)
+        else:
+            # Daemon threads: one that hangs in a dead mount must not keep the process from ending.
+            threading.Thread(
+                target=self._work, args=(run,), name=f"volume-{self.name}", daemon=True
+            ).start()
+            if self._stopped:
+                self._tickets.put(None)
+            else:
+                self._threads += 1
+        self._awake += 1
+
+    def _rests(self, run: _Run) -> None:
+        self._awake -= 1
+        if run is self._sweep:
+            self._end_looking()
+        self._deliver()
+        if self._queue:
+            # It came when the thread had just looked for the last time.
+            self._collect()
+
+    def _deliver(self) -> None:
+        while self._results:
+            self._done(*self._results.popleft())
 
     def _done(self, call: _Call, result: Any) -> None:
-        self._calls -= 1
         if call.overdue:
             self._stuck -= 1
             self._log.info("Volume {name}: a call that was given up has come back.", name=self.name)
@@ -352,14 +457,15 @@ class VolumeThreads:
 
     def _take_back(self, call: _Call) -> bool:
         """Have a call not made; whether it has begun already."""
-        try:
-            self._queue.remove(call)
-        except ValueError:
-            # A thread has just taken it, if it is not marked yet.
-            call.started = True
-        else:
-            self._calls -= 1
-        return call.started
+        for queue in (self._alone, self._queue):
+            try:
+                queue.remove(call)
+            except ValueError:
+                continue
+            return False
+        # A thread has just taken it, if it is not marked yet.
+        call.started = True
+        return True
 
     def _mark_stuck(self, call: _Call) -> None:
         call.overdue = True
@@ -369,3 +475,24 @@ class VolumeThreads:
         # The timer of one that has begun goes on: whether it hangs is to be known all the same.
         if not self._take_back(call) and call.timer is not None and call.timer.active():
             call.timer.cancel()
+
+    # ---- in threads
+
+    def _work(self, run: _Run | None) -> None:
+        while run is not None:
+            self._make_calls(run)
+            self.reactor.callFromThread(self._rests, run)
+            run = self._tickets.get()
+
+    def _make_calls(self, run: _Run) -> None:
+        call = _next(run.first)
+        while call is not None:
+            run.begun += 1
+            self._results.append((call, _outcome(call)))
+            following = _next(self._queue)
+            # The reactor tells what the sweep brings. It is asked for after the result was added,
+            # as the reactor takes the results after it has left a sweep to itself: one of the two
+            # sees the other. The last result is told when the thread rests.
+            if following is not None and (call.alone or self._sweep is not run):
+                self.reactor.callFromThread(self._deliver)
+            call = following

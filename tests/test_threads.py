@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.interfaces import IThreads
 from storageproxy.testing import GIVE_UP, SynchronousThreads, ThreadedClock, result_of
-from storageproxy.threads import Abandoned, Progress, VolumeThreads
+from storageproxy.threads import PATIENCE, Abandoned, Progress, VolumeThreads
 
 
 class Hanging:
@@ -70,10 +70,12 @@ class ThreadsTestCase(SynchronousTestCase):
         return call
 
     def begin(self, call: Hanging) -> Deferred[Any]:
-        """Make a call, and return when a thread is in it."""
+        """Make a call, and return when a thread is in it and is known to hang."""
         made = self.threads.run(call)
         self.made.append(made)
+        self.clock.advance(0)
         call.wait_begun()
+        self.clock.pump([PATIENCE] * 2)
         return made
 
     def fill(self) -> list[Deferred[Any]]:
@@ -129,6 +131,7 @@ class RunTests(ThreadsTestCase):
         self.fill()
         waiting = self.hanging()
         call = self.threads.run(waiting)
+        self.clock.pump([0] + [PATIENCE] * 2)
         self.assertFalse(waiting.begun.is_set())
         self.calls[0].go.set()
         waiting.wait_begun()
@@ -325,6 +328,7 @@ class RunTests(ThreadsTestCase):
             discarded.append((result, threading.get_ident()))
 
         call = self.threads.submit(hanging, 15.0, discard)
+        self.clock.advance(0)
         hanging.wait_begun()
         give_up(call)
         call.addErrback(lambda _: None)
