@@ -89,7 +89,6 @@ class Bench:
     missing: dict[str, str] = field(factory=dict)
     notes: list[str] = field(factory=list)
     source: Path = field(init=False)
-    _settings: dict[str, str] = field(factory=dict)
     _made: dict[object, Any] = field(factory=dict)
     _bare: Record = field(init=False)
     _stack: ExitStack = field(factory=ExitStack)
@@ -137,15 +136,7 @@ class Bench:
         bare = self.directory / "bare"
         self._bare = Record(bare)
         self._run(_Bare(self.directory / "sleeper", bare))
-        self._settings = dict(SETTINGS)
-        try:
-            self._run(self.proxy("ours"))
-        except RuntimeError as error:
-            if "durability" not in str(error):
-                raise
-            self.note("This daemon has no setting `durability`: all volumes are alike.")
-            self._settings = {}
-            self._run(self.proxy("ours"))
+        self._run(self.proxy("ours"))
         peers: dict[str, Callable[[], Server]] = {
             "nginx": lambda: Nginx(self.directory / "nginx", self.volumes["none"]),
             "twisted": lambda: PlainTwisted(self.directory / "twisted", self.volumes["none"]),
@@ -176,7 +167,7 @@ class Bench:
 
         :param name: of its directory.
         """
-        return StorageProxy(self.directory / name, self.volumes, self._settings, processes)
+        return StorageProxy(self.directory / name, self.volumes, SETTINGS, processes)
 
     @property
     def ours(self) -> StorageProxy:

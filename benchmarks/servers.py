@@ -115,16 +115,13 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return
-        pids = tree(process.pid)
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pid in pids[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            # It began a session of its own (setsid(2)), so that all of it is one group.
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Proxy(Server):

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, NewType
+from urllib.parse import quote
 
 from attrs import evolve, field, frozen
 from twisted.plugin import getPlugins
@@ -355,8 +356,13 @@ def _check_values(found: Configuration) -> Iterable[str]:
         yield "logging.file.backup-count: a whole number from 1 to 100"
     for name, volume in found.volume.items():
         prefix = volume.x_accel_redirect
-        if prefix is not None and not (prefix.startswith("/") and prefix.endswith("/")):
-            yield f"volume.{name}.x-accel-redirect: a path that begins and ends with a slash"
+        if prefix is not None and not (
+            prefix[:1] == prefix[-1:] == "/" and quote(prefix) == prefix
+        ):
+            yield (
+                f"volume.{name}.x-accel-redirect: a path that begins and ends with a slash,"
+                " as it stands in a URL"
+            )
         if prefix is not None and not found.api.client.trusted_proxies:
             yield f"volume.{name}.x-accel-redirect: needs api.client.trusted-proxies"
     if not found.volume:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy.beneath import Directory
-from storageproxy.errors import InvalidSubpath
+from storageproxy.errors import ArchiveTooLarge, InvalidSubpath
 from storageproxy.threads import Abandoned, Progress
 from storageproxy.transfer import archive, ziprecords
 from storageproxy.transfer.bodies import BLOCK, Changed
@@ -221,6 +221,15 @@ class MembersTests(ArchiveTestCase):
         self.write("file")
         self.assertRaises(NotADirectoryError, self.members, "file")
         self.assertRaises(FileNotFoundError, self.members, "none")
+
+    def test_too_many(self) -> None:
+        """A directory of too many files is not read to its end."""
+        for number in range(20):
+            self.write(str(number))
+        self.patch(archive, "MAX_MEMBERS", 5)
+        progress = Progress()
+        self.assertRaises(ArchiveTooLarge, archive.members, self.folder, ".", progress)
+        self.assertLess(progress.entries, 8)
 
     def test_abandoned(self) -> None:
         """The search for members ends when nobody waits for it."""

@@ -531,6 +531,8 @@ class ProblemTests(ConfigurationCase):
             {"volume.local.x-accel-redirect": "/files/"},
             {**proxies, "volume.local.x-accel-redirect": "files/"},
             {**proxies, "volume.local.x-accel-redirect": "/files"},
+            {**proxies, "volume.local.x-accel-redirect": "/l\u00f6we/"},
+            {**proxies, "volume.local.x-accel-redirect": "/a b/"},
         ):
             [problem] = self.problems(changes)
             self.assertTrue(problem.startswith("volume.local.x-accel-redirect: "), problem)

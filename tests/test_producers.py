@@ -266,6 +266,31 @@ class KernelProducerTests(KernelCase):
         self.assertEqual(bodies, [self.content, self.content[-70000:], self.content[1:]])
         self.assertTrue(connection.idle)
 
+    def test_after_small_ones(self) -> None:
+        """A connection goes on when a large answer came after small ones that filled the buffer."""
+        self.put("small", bytes(SMALL))
+        connection = self.begin("small")
+        for _ in range(40):
+            self.ask(connection, "small")
+        self.ask(connection, "file")
+        connection.flow()
+        self.ask(connection, "small")
+        connection.flow()
+        self.assertEqual(len(connection.answers()), 43)
+
+    def test_late_archive(self) -> None:
+        """A piece of an archive that comes when nobody waits any more closes what it has open."""
+        self.put("dir/a", bytes(4 * TURN))
+        self.threads.held = True
+        connection = self.begin("dir", "&archive=true")
+        while not connection.turn():
+            self.threads.step()
+        connection.flow()
+        self.clock.advance(self.threads.slow_deadline)
+        self.assertFalse(connection.transport.connected)
+        self.threads.release()
+        self.assert_all_closed()
+
     def test_last_of_its_connection(self) -> None:
         """A connection that is to end after its answer ends after all of it."""
         connection = self.begin("file", Connection="close")

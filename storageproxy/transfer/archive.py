@@ -64,12 +64,14 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
                 size = status.st_size
                 progress.step(1, size)
                 found.append(Member(full, _spelled(name), size, status.st_mode, status.st_mtime))
+                if len(found) > MAX_MEMBERS:
+                    raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
             if empty:
                 status = os.fstat(directory.descriptor)
                 name = _spelled(below) + "/"
                 found.append(Member(prefix + below, name, 0, status.st_mode, status.st_mtime))
-            if len(found) > MAX_MEMBERS:
-                raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
+    if len(found) > MAX_MEMBERS:
+        raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
     return found
 
 

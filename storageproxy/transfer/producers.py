@@ -176,8 +176,7 @@ class KernelProducer:
         assert self._request is not None
         self._request.write(b"")
         self._timer = self._request.reactor.callLater(STALLED, self._watch)
-        self._transport.unregisterProducer()
-        self._transport.registerProducer(self, False)
+        self._request.channel.lend_transport(self)
         # It will ask for more when the headers are out of its buffer.
         self._transport.startWriting()
         return self.done
@@ -277,9 +276,16 @@ class KernelProducer:
 
     def _fetch(self, function: Callable[[], list[bytes]]) -> None:
         self._fetching = True
-        self._threads.submit(
-            function, self._threads.slow_deadline, lambda _: self._release()
-        ).addCallbacks(self._arrived, self._failed)
+        chunks = self._chunks
+
+        def discard(_: list[bytes]) -> None:
+            # It came too late for anybody to want it.
+            if chunks is not None:
+                chunks.close()
+
+        self._threads.submit(function, self._threads.slow_deadline, discard).addCallbacks(
+            self._arrived, self._failed
+        )
 
     def _arrived(self, pieces: list[bytes]) -> None:
         self._fetching = False
@@ -317,8 +323,7 @@ class KernelProducer:
         if not self._fetching:
             self._release()
         if self._transport.connected:
-            self._transport.unregisterProducer()
-            self._transport.registerProducer(request.channel, True)
+            request.channel.take_transport_back()
         if not self.done.called:
             self.done.callback(result)
 
@@ -330,7 +335,7 @@ class KernelProducer:
 
 def _close(threads: IThreads, chunks: Chunks) -> None:
     def close() -> None:
-        # A generator that still hangs in a call is closed when that comes back.
+        # One that still hangs in a call is closed when that comes back.
         with suppress(ValueError):
             chunks.close()
 

@@ -17,7 +17,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IPullProducer,
+    IPushProducer,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -98,6 +103,19 @@ class StreamingChannel(HTTPChannel):
             lines += [b"%b: %b" % (name, value) for value in values]
         lines.append(b"\r\n")
         self.transport.write(b"\r\n".join(lines))
+
+    def lend_transport(self, producer: IPullProducer) -> None:
+        """Let a producer of an answer write to the transport past this channel."""
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(producer, False)
+
+    def take_transport_back(self) -> None:
+        """Go on as the transport's producer."""
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(self, True)
+        if self._waitingForTransport:
+            # That there is room again was told to the other producer.
+            self.resumeProducing()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line is longer than any client's."""

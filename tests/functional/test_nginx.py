@@ -87,6 +87,27 @@ class NginxTests(TestCase):
         self.assertEqual((status, part), (206, self.content[1000:2000]))
         self.assertEqual(self.log().count('/download (handed over)", "status": 200'), 2)
 
+    def test_headers(self) -> None:
+        """Pages of other origins can read what nginx sends, its refusals too."""
+        url = self.through(self.daemon.download_url(self.vfid, "file"))
+        for wanted, status in (("bytes=0-9", 206), ("bytes=9000000-", 416)):
+            request = urllib.request.Request(
+                url, headers={"Origin": "https://page.example", "Range": wanted}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    found, headers = answer.status, answer.headers
+            except urllib.error.HTTPError as error:
+                with error:
+                    found, headers = error.code, error.headers
+            self.assertEqual(found, status)
+            self.assertEqual(headers["Access-Control-Allow-Origin"], "https://page.example")
+            self.assertEqual(headers["Access-Control-Allow-Credentials"], "true")
+            self.assertIn("Content-Range", headers["Access-Control-Expose-Headers"])
+            self.assertEqual(headers["Vary"], "Origin")
+            self.assertEqual(headers["X-Content-Type-Options"], "nosniff")
+            self.assertTrue(headers["X-Request-ID"])
+
     def test_upload(self) -> None:
         """An upload goes through, and its file comes back."""
         url = self.through(self.daemon.upload_url(self.vfid, "new file", len(self.content)))
