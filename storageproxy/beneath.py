@@ -424,6 +424,8 @@ class Directory(_Closing):
                 current = self.descend("/".join(parts[:found]) or ".")
                 break
             except FileNotFoundError:
+                if not found:
+                    raise
                 found -= 1
         try:
             for part in parts[found:]:

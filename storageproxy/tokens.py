@@ -32,6 +32,7 @@ from storageproxy.vfolder import VFolderID
 
 ALGORITHM = "HS256"
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _HEADER = b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"  # {"alg":"HS256","typ":"JWT"}
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Claims = TypeVar("Claims", "DownloadToken", "UploadToken")
@@ -183,7 +184,7 @@ class TokenKey:
         claims["exp"] = int(now + self.lifetime)
         # Compact serialization (RFC 7515 section 7.1); PyJWT takes its time to find out, for each
         # token again, that the key is none of other algorithms.
-        signed = b"%b.%b" % (_HEADER, _base64(json.dumps(claims).encode("ascii")))
+        signed = b"%b.%b" % (_HEADER, _base64(_encode(claims).encode("ascii")))
         signature = hmac.digest(self._key, signed, "sha256")
         return (signed + b"." + _base64(signature)).decode("ascii")
 

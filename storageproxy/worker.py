@@ -74,10 +74,11 @@ def serve(instructions: Instructions, reactor: Any) -> None:
 
     def begin() -> None:
         signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(end))
-        proxy.startService()
         # mypy takes it for that of Windows.
         StandardIO(Lifeline(end), 0, READY, reactor)  # type: ignore[call-arg]
 
+    # Before the reactor runs: what is raised ends the process, and the parent hears of it.
+    proxy.startService()
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", proxy.stopService)
     reactor.run()

@@ -174,7 +174,11 @@ class Workers(Service):
 
     def told(self, lines: str) -> None:
         """A worker has written to its log."""
-        self._take_lines(lines)
+        try:
+            self._take_lines(lines)
+        except Exception as error:
+            # Out of here it would close the pipe, and the worker would never log again.
+            self._log.error("Lines of the log are lost: {error}.", error=error)
 
     def ended(self, worker: WorkerProcess, why: str) -> None:
         """
@@ -214,6 +218,8 @@ class Workers(Service):
         for call in self._waiting.values():
             call.cancel()
         self._waiting.clear()
+        if self._ready.called:
+            return
         self._ready.errback(WorkersFailed(f"No worker could begin to serve. The last one {why}"))
 
 

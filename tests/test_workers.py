@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from storageproxy import service
+from storageproxy import service, worker
 from storageproxy.daemon import IServing
 from storageproxy.listeners import Certificate, Listener, open_socket
+from storageproxy.service import StorageProxy
 from storageproxy.workers import (
     CLIENT,
     FIRST_DELAY,
@@ -441,6 +443,20 @@ class StopTests(WorkersCase):
         self.assertNoResult(self.workers.ready())
 
 
+class WorkerTests(WorkersCase):
+    def test_cannot_start(self) -> None:
+        """A worker that cannot begin to serve ends, so that its parent hears of it."""
+
+        def fail(_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        self.patch(StorageProxy, "startService", fail)
+        self.patch(socket, "socket", lambda fileno: None)
+        instructions = Instructions(0, self.settings, (None, None), False)
+        self.assertRaises(OSError, worker.serve, instructions, self.reactor)
+        self.assertFalse(self.reactor.hasRun)
+
+
 class LogTests(WorkersCase):
     def test_whole_lines(self) -> None:
         """Lines are passed on whole, however they come, and those of two are not mixed."""
@@ -467,6 +483,20 @@ class LogTests(WorkersCase):
         first.protocol.childDataReceived(1, b'{"a"')
         first.end(number=signal.SIGKILL)
         second.protocol.childDataReceived(1, b"{}\n")
+        self.assertEqual(self.lines, ["{}\n"])
+
+    def test_lost(self) -> None:
+        """A log that cannot be written costs the lines that come then, and none after them."""
+
+        def full(_: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        self.workers._take_lines = full
+        first, _ = self.start()
+        first.protocol.childDataReceived(1, b'{"lost": 1}\n')
+        self.assertIn("Lines of the log are lost: [Errno 28] No space left on device.", self.told())
+        self.workers._take_lines = self.lines.append
+        first.protocol.childDataReceived(1, b"{}\n")
         self.assertEqual(self.lines, ["{}\n"])
 
     def test_other_words(self) -> None:
