@@ -149,9 +149,6 @@ class VFSVolume:
                 lambda progress: self._copy(vfid, target, target_vfid, progress),
                 f"cloning {vfid} to {target_vfid} on {target.name}",
             )
-            # One sync for all the files, as one for each would take many times as long. It shows
-            # no progress, and what others write adds to it, so there is no telling when it hangs.
-            await target.threads.submit(lambda: self._sync(target, target_vfid), None, None)
         except BaseException:
             # Only what was made here; a target that was there may hold more than the copy.
             if made:
@@ -265,14 +262,14 @@ class VFSVolume:
     ) -> None:
         with self.open_folder(vfid) as source, target.open_folder(target_vfid) as copy:
             cloning.copy(source, copy, progress.step, skip=UPLOADS)
+            # One sync for all the files, as one for each would take many times as long. What others
+            # write adds to it. A loss is told only to those who were open before it (syncfs(2)).
+            with progress.silence():
+                copy.sync_all()
 
     def _can_share(self, vfid: VFolderID, target: IVolume) -> bool:
         with self.open_folder(vfid) as source, target.open_root() as root:
             return cloning.can_share(source, root)
-
-    def _sync(self, target: IVolume, vfid: VFolderID) -> None:
-        with target.open_folder(vfid) as folder:
-            folder.sync_all()
 
 
 @implementer(IBackend)

@@ -63,7 +63,8 @@ class IThreads(Interface):
         :param function: called with a :class:`storageproxy.threads.Progress`.
         :param what: names it in the log, which tells how far it is when it takes long.
         :return: a coroutine with what the function returns or raises.
-        :raises storageproxy.errors.VolumeUnavailable: when it makes no progress.
+        :raises storageproxy.errors.VolumeUnavailable: when it makes no progress, other than in a
+            :meth:`~storageproxy.threads.Progress.silence`.
         """
 
     def clean_up(function: Callable[[], object]) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -49,13 +50,14 @@ class Progress:
     :ivar steps: a number that grows.
     :ivar entries: files, directories and the like that it has come to.
     :ivar size: bytes that it has dealt with.
+    :ivar silent: whether it waits for a call that may take any time.
     """
 
-    __slots__ = ("_abandoned", "entries", "size", "steps")
+    __slots__ = ("_abandoned", "entries", "silent", "size", "steps")
 
     def __init__(self) -> None:
         self.steps = self.entries = self.size = 0
-        self._abandoned = False
+        self.silent = self._abandoned = False
 
     def step(self, entries: int = 1, size: int = 0) -> None:
         """
@@ -70,6 +72,20 @@ class Progress:
         self.size += size
         if self._abandoned:
             raise Abandoned
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """
+        For a call that cannot be cut into steps, and takes as long as others make it take, such as
+        syncfs(2). It is not taken for one that hangs, but keeps its turn all the same.
+        """
+        self.silent = True
+        try:
+            yield
+        finally:
+            # First: one who finds it not silent any more finds this step, too.
+            self.steps += 1
+            self.silent = False
 
     def abandon(self) -> None:
         """Make the next :meth:`step` end the operation."""
@@ -282,7 +298,7 @@ class VolumeThreads:
 
         def watch(steps: int) -> None:
             nonlocal timer, stalled
-            if progress.steps == steps:
+            if not progress.silent and progress.steps == steps:
                 stalled = True
                 if call.started:
                     self._mark_stuck(call)

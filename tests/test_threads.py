@@ -561,6 +561,41 @@ class LongTests(ThreadsTestCase):
         self.assertIn("Retry-After", error.headers)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_silence(self) -> None:
+        """A wait of any length is no stall, but keeps its turn; the next calls may stall again."""
+        waiting, stalling = self.hanging(), self.hanging()
+
+        def work(progress: Progress) -> None:
+            with progress.silence():
+                waiting()
+            stalling()
+
+        said = self.said("a long operation")
+        call = self.long(work)
+        waiting.wait_begun()
+        for _ in range(100):
+            self.clock.advance(14)
+        self.assertNoResult(call)
+        self.assertIn("goes on", said[-1])
+        following = self.long(lambda progress: "next")
+        for _ in range(5):
+            self.clock.advance(15)
+        self.failureResultOf(following, VolumeUnavailable)
+        waiting.go.set()
+        stalling.wait_begun()
+        self.clock.advance(15)
+        self.assertNoResult(call)
+        self.clock.advance(15)
+        self.failureResultOf(call, VolumeUnavailable)
+
+    def test_failed_silence(self) -> None:
+        """What goes wrong in a wait is raised, and ends it."""
+        progress = Progress()
+        with self.assertRaises(OSError), progress.silence():
+            self.assertTrue(progress.silent)
+            raise OSError(5, "broken")
+        self.assertFalse(progress.silent)
+
     def test_stalled_ends(self) -> None:
         """An operation that was given up learns of it when it comes back."""
         seen: list[BaseException | None] = []

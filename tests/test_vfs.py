@@ -5,14 +5,15 @@ The plain backend: the conformance of its volumes, and what only it does.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from backends.vfs import TRASH, VFSBackend, VFSVolume
-from storageproxy import removal, trees
+from storageproxy import cloning, removal, trees
 from storageproxy.beneath import Directory, WritebackError
 from storageproxy.config import VolumeSettings
 from storageproxy.conformance import VolumeConformance
@@ -25,7 +26,9 @@ from storageproxy.testing import (
     result_of,
     scoped_id,
 )
-from storageproxy.threads import VolumeThreads
+from storageproxy.threads import Progress, VolumeThreads
+
+T = TypeVar("T")
 
 
 class SynchronousVFSTests(VolumeConformance, TestCase):
@@ -82,6 +85,45 @@ class VFSVolumeTests(SynchronousTestCase):
         with self.assertRaises(WritebackError):
             result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(3)))
         self.assertFalse(os.path.exists(os.path.join(self.path, *bare_id(3).layout)))
+
+    def test_clone_loses_bytes(self) -> None:
+        """The sync is told of all that is lost since before the first byte was copied."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        copied: list[Directory] = []
+        synced: list[Directory] = []
+        copy = cloning.copy
+
+        def see(source: Directory, target: Directory, *args: Any, **kwargs: Any) -> None:
+            copied.append(target)
+            copy(source, target, *args, **kwargs)
+
+        self.patch(cloning, "copy", see)
+        self.patch(Directory, "sync_all", lambda directory: synced.append(directory))
+        result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
+        self.assertEqual(len(synced), 1)
+        self.assertIs(synced[0], copied[0])
+
+    def test_clone_syncs_in_its_turn(self) -> None:
+        """A sync that takes long holds the turn of its clone, and is not taken for a stall."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        now: list[Progress] = []
+        silent: list[list[bool]] = []
+
+        class Threads(SynchronousThreads):
+            async def run_long(self, function: Callable[[Progress], T], what: str = "") -> T:
+                now.append(Progress())
+                try:
+                    return function(now[-1])
+                finally:
+                    now.clear()
+
+        def sync(directory: Directory) -> None:
+            silent.append([progress.silent for progress in now])
+
+        self.volume.threads = Threads()
+        self.patch(Directory, "sync_all", sync)
+        result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
+        self.assertEqual(silent, [[True]])
 
     def test_usage_limit(self) -> None:
         """Counting for ``/folder/usage`` is given up after a few seconds, not never."""
