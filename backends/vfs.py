@@ -265,7 +265,7 @@ class VFSVolume:
             # One sync for all the files, as one for each would take many times as long. What others
             # write adds to it. A loss is told only to those who were open before it (syncfs(2)).
             with progress.silence():
-                copy.sync_all()
+                target.durability.at_completion(copy.sync_all)
 
     def _can_share(self, vfid: VFolderID, target: IVolume) -> bool:
         with self.open_folder(vfid) as source, target.open_root() as root:

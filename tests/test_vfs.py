@@ -103,6 +103,20 @@ class VFSVolumeTests(SynchronousTestCase):
         self.assertEqual(len(synced), 1)
         self.assertIs(synced[0], copied[0])
 
+    def test_clone_that_is_not_kept(self) -> None:
+        """It is the volume of the copy that says whether a clone is synced."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        synced: list[int] = []
+        for number, durability in enumerate(Durability, 2):
+            target = VFSVolume("target", self.path, "", SynchronousThreads(), durability)
+
+            def sync(directory: Directory, number: int = number) -> None:
+                synced.append(number)
+
+            self.patch(Directory, "sync_all", sync)
+            result_of(self.volume.clone_folder(bare_id(1), target, bare_id(number)))
+        self.assertEqual(synced, [2, 3])
+
     def test_clone_syncs_in_its_turn(self) -> None:
         """A sync that takes long holds the turn of its clone, and is not taken for a stall."""
         result_of(self.volume.create_folder(bare_id(1), None, None))
