@@ -143,6 +143,27 @@ def _telling_losses() -> Iterator[None]:
         raise WritebackError(error.errno, error.strerror) from None
 
 
+def write_back(descriptor: int, start: int, stop: int, *, wait: bool) -> None:
+    """
+    Have bytes of a file sent to the disk (sync_file_range(2)). It promises nothing.
+
+    :param wait: return when they are there, rather than when it has begun.
+    :raises WritebackError: when bytes are lost.
+    """
+    if start >= stop:
+        return
+    failed = _sync_file_range(
+        ctypes.c_int(descriptor),
+        ctypes.c_int64(start),
+        ctypes.c_int64(stop - start),
+        ctypes.c_uint(_WRITE_AND_WAIT if wait else _WRITE),
+    )
+    number = ctypes.get_errno() if failed else 0
+    # The kernel tells each loss once: were it missed here, a later sync would succeed.
+    if number and number not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
+        raise WritebackError(number, os.strerror(number))
+
+
 class _Closing:
     """What a ``with`` block closes."""
 
@@ -260,25 +281,9 @@ class File(_Closing):
         return written
 
     def write_back(self, start: int, stop: int, *, wait: bool) -> None:
-        """
-        Have bytes sent to the disk (sync_file_range(2)). It promises nothing, but makes a later
-        :meth:`sync_data` short.
-
-        :param wait: return when they are there, rather than when it has begun.
-        :raises WritebackError: when bytes are lost.
-        """
-        if start < stop:
-            with self.descriptor() as descriptor:
-                failed = _sync_file_range(
-                    ctypes.c_int(descriptor),
-                    ctypes.c_int64(start),
-                    ctypes.c_int64(stop - start),
-                    ctypes.c_uint(_WRITE_AND_WAIT if wait else _WRITE),
-                )
-                number = ctypes.get_errno() if failed else 0
-            # The kernel tells each loss once: were it missed here, a later sync would succeed.
-            if number and number not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
-                raise WritebackError(number, os.strerror(number))
+        """See :func:`write_back`; it makes a later :meth:`sync_data` short."""
+        with self.descriptor() as descriptor:
+            write_back(descriptor, start, stop, wait=wait)
 
     def truncate(self, size: int) -> None:
         """Cut the file, or let it grow, to a number of bytes."""

@@ -11,12 +11,13 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from attrs import define, evolve, field, frozen
 
-from storageproxy.beneath import Directory
+from storageproxy.beneath import Directory, write_back
 from storageproxy.trees import VANISHED, Step, descend_far, walk
 
 #: Names and values of extended attributes.
@@ -25,6 +26,14 @@ _Attributes = list[tuple[str, bytes]]
 #: Bytes that are copied between two looks at the progress.
 COPY_STEP = 8 * 1024 * 1024
 
+#: Bytes whose blocks are shared between two looks at the progress; a multiple of all block sizes.
+#: Those of them that are not on the disk yet are written first.
+SHARE_STEP = 256 * 1024 * 1024
+
+#: Bytes of a file after which those before them are waited for to be on the disk. Twice as many are
+#: left at most when it is closed, and on network file systems that waits for them.
+WINDOW = 32 * 1024 * 1024
+
 #: Bytes that are copied by way of the daemon, as that costs less than to have the kernel do it.
 SMALL = 64 * 1024
 
@@ -32,8 +41,8 @@ SMALL = 64 * 1024
 #: 300 bytes each. Those beyond it are copied once for each name.
 MOST_LINKED = 100_000
 
-#: ``linux/fs.h``: FICLONE, ioctl_ficlone(2).
-_FICLONE = 0x40049409
+#: ``linux/fs.h``: FICLONERANGE and its struct file_clone_range, ioctl_ficlonerange(2).
+_FICLONERANGE, _CLONE_RANGE = 0x4020940D, struct.Struct("=qQQQ")
 
 #: Two files whose blocks are never shared, whichever they are.
 _NEVER_SHARED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS})
@@ -85,7 +94,7 @@ def can_share(source: Directory, target: Directory) -> bool:
     try:
         with _nameless(source) as original, _nameless(target) as made:
             os.write(original, bytes(4096))
-            fcntl.ioctl(made, _FICLONE, original)
+            _share_range(original, made, 0, 4096)
     except OSError:
         return False
     return True
@@ -184,47 +193,41 @@ class _Copy:
 
     def _content(self, original: int, made: int, status: os.stat_result) -> None:
         size = status.st_size
-        if self._share(original, made, status.st_dev):
-            self.step(0, size)
-        elif status.st_blocks * 512 >= size:
-            self._bytes(original, made, 0, size)
+        if self._share(original, made, status):
+            return
+        if status.st_blocks * 512 >= size:
+            self._bytes(original, made, [(0, size)])
         else:
-            for start, stop in _data(original, size):
-                self._bytes(original, made, start, stop)
+            self._bytes(original, made, _data(original, size))
             os.ftruncate(made, size)
 
-    def _share(self, original: int, made: int, device: int) -> bool:
-        if device in self._unshared:
+    def _share(self, original: int, made: int, status: os.stat_result) -> bool:
+        if status.st_dev in self._unshared:
             return False
         try:
-            fcntl.ioctl(made, _FICLONE, original)
+            for start in range(0, status.st_size, SHARE_STEP):
+                count = min(SHARE_STEP, status.st_size - start)
+                _share_range(original, made, start, count)
+                self.step(0, count)
         except OSError as error:
             if error.errno not in _NOT_IN_KERNEL:
                 raise
             if error.errno in _NEVER_SHARED:
-                self._unshared.add(device)
+                self._unshared.add(status.st_dev)
             return False
         return True
 
-    def _bytes(self, original: int, made: int, start: int, stop: int) -> None:
-        in_kernel = stop - start > SMALL
-        while start < stop:
-            count = min(COPY_STEP, stop - start)
-            if in_kernel:
-                try:
-                    copied = os.copy_file_range(original, made, count, start, start)
-                except OSError as error:
-                    if error.errno not in _NOT_IN_KERNEL:
-                        raise
-                    in_kernel = False
-                    continue
-            else:
-                copied = os.pwrite(made, os.pread(original, count, start), start)
-            if not copied:
-                # Somebody has cut it.
-                return
-            start += copied
-            self.step(0, copied)
+    def _bytes(self, original: int, made: int, parts: Iterable[tuple[int, int]]) -> None:
+        written = waited = begun = 0
+        for start, stop in parts:
+            for end in _part(original, made, start, stop):
+                self.step(0, end - start)
+                written += end - start
+                start = end
+                if written >= WINDOW:
+                    write_back(made, waited, begun, wait=True)
+                    write_back(made, begun, end, wait=False)
+                    written, waited, begun = 0, begun, end
 
     def _link_again(self, status: os.stat_result, target: int, name: str) -> bool:
         """Give one more name to the copy of a file, if there is one and it is where it was made."""
@@ -256,6 +259,32 @@ class _Copy:
         if linked.names > 1:
             self._linked[key] = evolve(linked, names=linked.names - 1)
         return True
+
+
+def _share_range(original: int, made: int, start: int, count: int) -> None:
+    fcntl.ioctl(made, _FICLONERANGE, _CLONE_RANGE.pack(original, start, count, start))
+
+
+def _part(original: int, made: int, start: int, stop: int) -> Iterator[int]:
+    """Copy a part of a file step by step; where each of them ends."""
+    in_kernel = stop - start > SMALL
+    while start < stop:
+        count = min(COPY_STEP, stop - start)
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(original, made, count, start, start)
+            except OSError as error:
+                if error.errno not in _NOT_IN_KERNEL:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            copied = os.pwrite(made, os.pread(original, count, start), start)
+        if not copied:
+            # Somebody has cut it.
+            return
+        start += copied
+        yield start
 
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

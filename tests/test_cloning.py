@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import stat
+import struct
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -404,8 +405,11 @@ class CopyTests(TreesTestCase):
         """Blocks are shared where that is possible, and nothing is copied then."""
         self.write(self.at("top", "file"), b"content")
 
-        def share(made: int, request: int, original: int) -> int:
-            self.assertEqual(request, 0x40049409)
+        def share(made: int, request: int, what: bytes) -> int:
+            self.assertEqual(request, 0x4020940D)
+            original, *place = struct.unpack("qQQQ", what)
+            self.assertEqual(os.pread(original, 7, 0), b"content")
+            self.assertEqual(place, [0, 7, 0])
             os.pwrite(made, b"shared!", 0)
             return 0
 
@@ -415,11 +419,88 @@ class CopyTests(TreesTestCase):
         self.assertEqual(self.read("copy", "file"), b"shared!")
         self.assertEqual(progress.size, 7)
 
+    def test_shared_in_steps(self) -> None:
+        """A large file is shared in steps, each of which shows progress, and may end the copy."""
+        self.assertEqual(cloning.SHARE_STEP % (1 << 20), 0)
+        self.patch(cloning, "SHARE_STEP", 1000)
+        self.write(self.at("top", "file"), b"c" * 2500)
+        progress = Progress()
+        seen: list[tuple[int, int, int]] = []
+
+        def share(made: int, request: int, what: bytes) -> int:
+            _, start, count, into = struct.unpack("qQQQ", what)
+            self.assertEqual(into, start)
+            seen.append((start, count, progress.size))
+            return 0
+
+        self.patch(cloning.fcntl, "ioctl", share)
+        self.copy(progress)
+        self.assertEqual(seen, [(0, 1000, 0), (1000, 1000, 1000), (2000, 500, 2000)])
+        progress.abandon()
+        self.assertRaises(Abandoned, self.copy, progress)
+        self.assertEqual(len(seen), 3)
+
+    def test_some_shared(self) -> None:
+        """A file that can be shared no more half-way, as it was cut or has grown, is copied."""
+        self.patch(cloning, "SHARE_STEP", 1000)
+        self.write(self.at("top", "file"), b"c" * 2500)
+
+        def share(made: int, request: int, what: bytes) -> int:
+            if struct.unpack("qQQQ", what)[1]:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            os.pwrite(made, b"c" * 1000, 0)
+            return 0
+
+        self.patch(cloning.fcntl, "ioctl", share)
+        self.copy()
+        self.assertEqual(self.read("copy", "file"), b"c" * 2500)
+
+    def test_written_back(self) -> None:
+        """Few bytes of a file wait to be written at one time, so closing it does not take long."""
+        self.patch(cloning, "COPY_STEP", 1000)
+        self.patch(cloning, "WINDOW", 2000)
+        seen: list[tuple[int, int, bool]] = []
+
+        def write_back(made: int, start: int, stop: int, *, wait: bool) -> None:
+            seen.append((start, stop, wait))
+
+        self.patch(cloning, "write_back", write_back)
+        self.write(self.at("top", "small"), b"c" * 1999)
+        self.write(self.at("top", "file"), b"c" * 6500)
+        self.copy()
+        self.assertEqual(
+            seen,
+            [
+                (0, 0, True),
+                (0, 2000, False),
+                (0, 2000, True),
+                (2000, 4000, False),
+                (2000, 4000, True),
+                (4000, 6000, False),
+            ],
+        )
+
+    def test_written_back_holes(self) -> None:
+        """In a file with holes it is the bytes that count, however far apart they are."""
+        self.patch(cloning, "WINDOW", 8192)
+        seen: list[tuple[int, int, bool]] = []
+
+        def write_back(made: int, start: int, stop: int, *, wait: bool) -> None:
+            seen.append((start, stop, wait))
+
+        self.patch(cloning, "write_back", write_back)
+        with open(self.at("top", "file"), "wb") as file:
+            for number in range(3):
+                file.seek(number << 30)
+                file.write(b"c" * 4096)
+        self.copy()
+        self.assertEqual(seen, [(0, 0, True), (0, (1 << 30) + 4096, False)])
+
     def refused(self, number: int) -> int:
         """Copy files that cannot be shared; how often it was tried."""
         tried: list[int] = []
 
-        def refuse(made: int, request: int, original: int) -> int:
+        def refuse(made: int, request: int, what: bytes) -> int:
             tried.append(made)
             raise OSError(number, os.strerror(number))
 
@@ -489,7 +570,8 @@ class CopyTests(TreesTestCase):
         """Whether blocks can be shared is found out by files that nobody sees."""
         answers: list[OSError | None] = [None, OSError(errno.EXDEV, os.strerror(errno.EXDEV))]
 
-        def share(made: int, request: int, original: int) -> int:
+        def share(made: int, request: int, what: bytes) -> int:
+            original, *_ = struct.unpack("qQQQ", what)
             self.assertEqual(os.fstat(original).st_nlink, 0)
             self.assertEqual(os.fstat(made).st_nlink, 0)
             if answers[0]:
