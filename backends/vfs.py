@@ -136,7 +136,9 @@ class VFSVolume:
 
     async def clone_folder(self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.clone_folder`."""
-        needed = await self.used_bytes(vfid)
+        needed = await self.threads.run_long(
+            lambda progress: self._needed(vfid, progress), f"measuring {vfid}"
+        )
         capacity, used = await target.fs_usage()
         if needed > capacity - used and not await self.threads.run(self._can_share, vfid, target):
             raise DiskFull(
@@ -249,6 +251,10 @@ class VFSVolume:
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:
             return trees.usage(folder, progress.step).used_bytes
+
+    def _needed(self, vfid: VFolderID, progress: Progress) -> int:
+        with self.open_folder(vfid) as folder:
+            return cloning.needed(folder, progress.step, skip=UPLOADS)
 
     async def _make_target(self, target: IVolume, vfid: VFolderID) -> bool:
         try:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from attrs import define, evolve, field, frozen
 
 from storageproxy.beneath import Directory, write_back
-from storageproxy.trees import VANISHED, Step, descend_far, walk
+from storageproxy.trees import VANISHED, Step, descend_far, lstat, walk
 
 #: Names and values of extended attributes.
 _Attributes = list[tuple[str, bytes]]
@@ -85,6 +85,32 @@ def copy(source: Directory, target: Directory, step: Step, skip: str | None = No
     :param skip: the name of an entry at the top that is not copied.
     """
     _Copy(target, step).run(source, skip)
+
+
+def needed(source: Directory, step: Step, skip: str | None = None) -> int:
+    """
+    The bytes that a copy takes where no blocks are shared: neither holes, nor a file again for each
+    of its names.
+
+    :param step: as for :func:`copy`.
+    :param skip: as for :func:`copy`.
+    """
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for _, _, entries in walk(source, skip, step=step):
+        for entry in entries:
+            step()
+            status = lstat(entry)
+            if status is None or not stat.S_ISREG(status.st_mode):
+                continue
+            if status.st_nlink > 1:
+                number = (status.st_dev, status.st_ino)
+                if number in seen:
+                    continue
+                if len(seen) < MOST_LINKED:
+                    seen.add(number)
+            total += min(status.st_size, status.st_blocks * 512)
+    return total
 
 
 def can_share(source: Directory, target: Directory) -> bool:

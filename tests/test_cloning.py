@@ -566,6 +566,39 @@ class CopyTests(TreesTestCase):
         with self.parent.descend("copy") as copied:
             self.assertEqual(trees.usage(copied), trees.Usage(1, 0))
 
+    def needed(self) -> int:
+        with self.parent.descend("top") as source:
+            return cloning.needed(source, trees.unwatched, ".upload")
+
+    def test_needed(self) -> None:
+        """A copy needs what its files hold, but neither their holes nor what is left out."""
+        self.write(self.at("top", "file"), b"c" * 5000)
+        self.write(self.at("top", "a", "file"), b"c" * 300)
+        self.write(self.at("top", ".upload", "file"), b"c" * 5000)
+        os.symlink("file", self.at("top", "link"))
+        os.mkfifo(self.at("top", "fifo"))
+        with open(self.at("top", "sparse"), "wb") as file:
+            file.truncate(1 << 42)
+        self.assertEqual(self.needed(), 5300)
+
+    def test_needed_of_hard_links(self) -> None:
+        """A file counts once, whatever names it has; so many of them as a copy remembers."""
+        for name in ("one", "two"):
+            self.write(self.at("top", name), b"c" * 1000)
+            os.makedirs(self.at("top", "a"), exist_ok=True)
+            os.link(self.at("top", name), self.at("top", "a", name))
+            os.link(self.at("top", name), self.at("top", f"{name}-again"))
+        self.assertEqual(self.needed(), 2000)
+        self.patch(cloning, "MOST_LINKED", 1)
+        self.assertEqual(self.needed(), 4000)
+
+    def test_needed_abandoned(self) -> None:
+        """It ends when nobody wants to know any more."""
+        progress = Progress()
+        progress.abandon()
+        with self.parent.descend("top") as source:
+            self.assertRaises(Abandoned, cloning.needed, source, progress.step)
+
     def test_can_share(self) -> None:
         """Whether blocks can be shared is found out by files that nobody sees."""
         answers: list[OSError | None] = [None, OSError(errno.EXDEV, os.strerror(errno.EXDEV))]

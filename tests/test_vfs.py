@@ -59,13 +59,38 @@ class VFSVolumeTests(SynchronousTestCase):
     def test_no_space(self) -> None:
         """A clone for which there is no space is refused before anything is made."""
         result_of(self.volume.create_folder(bare_id(1), None, None))
-        source = os.path.join(self.path, *bare_id(1).layout, "big")
-        with open(source, "wb"):
-            os.truncate(source, 1 << 43)
+        self.patch(cloning, "can_share", lambda source, target: False)
+        with open(os.path.join(self.path, *bare_id(1).layout, "big"), "wb") as file:
+            file.write(bytes(5001))
+
+        async def fs_usage() -> tuple[int, int]:
+            return 10_000, 5000
+
+        self.patch(self.volume, "fs_usage", fs_usage)
         self.assertRaises(
             DiskFull, result_of, self.volume.clone_folder(bare_id(1), self.volume, bare_id(2))
         )
         self.assertFalse(os.path.exists(os.path.join(self.path, *bare_id(2).layout)))
+
+    def test_space_for_what_is_there(self) -> None:
+        """A folder of holes, and of files with many names, is cloned where its blocks fit."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        source = os.path.join(self.path, *bare_id(1).layout)
+        with open(os.path.join(source, "sparse"), "wb") as file:
+            file.truncate(1 << 42)
+        with open(os.path.join(source, "file"), "wb") as file:
+            file.write(bytes(3000))
+        os.link(os.path.join(source, "file"), os.path.join(source, "again"))
+        self.patch(cloning, "can_share", lambda source, target: False)
+
+        async def fs_usage() -> tuple[int, int]:
+            return 10_000, 5000
+
+        self.patch(self.volume, "fs_usage", fs_usage)
+        result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
+        copy = os.path.join(self.path, *bare_id(2).layout)
+        self.assertEqual(sorted(os.listdir(copy)), ["again", "file", "sparse"])
+        self.assertEqual(result_of(self.volume.used_bytes(bare_id(1))), (1 << 42) + 6000)
 
     def test_clone_on_disk(self) -> None:
         """A clone is on stable storage when it is told; one that is not has failed, and is gone."""
