@@ -184,7 +184,7 @@ class VFSVolume:
     def _create(self, vfid: VFolderID, mode: int | None, exist_ok: bool) -> bool:
         *above, name = vfid.layout
         with self.open_root() as root:
-            for _ in range(_RACES):
+            for again in range(_RACES):
                 try:
                     there = root.grow("/".join(above))
                     with root.descend("/".join(above)) as parent:
@@ -193,7 +193,8 @@ class VFSVolume:
                             # An explicit mode is meant as it is, whatever the umask.
                             os.chmod(name, mode, dir_fd=parent.descriptor)
                     if self.durability.keeps_files:
-                        root.sync_names("/".join(vfid.layout), there)
+                        # After a race there is no telling which of them an earlier round has made.
+                        root.sync_names("/".join(vfid.layout), 0 if again else there)
                     return True
                 except FileExistsError:
                     if exist_ok:

@@ -92,6 +92,32 @@ class VFSVolumeTests(SynchronousTestCase):
         self.assertEqual(sorted(os.listdir(copy)), ["again", "file", "sparse"])
         self.assertEqual(result_of(self.volume.used_bytes(bare_id(1))), (1 << 42) + 6000)
 
+    def test_names_after_a_race(self) -> None:
+        """All names above a folder are synced when a deletion has taken one of them meanwhile."""
+        *above, _ = bare_id(1).layout
+        grow = Directory.grow
+        raced: list[str] = []
+        synced: list[str] = []
+
+        def race(root: Directory, path: str, mode: int = 0o755) -> int:
+            there = grow(root, path, mode)
+            if not raced:
+                raced.append(path)
+                os.rmdir(os.path.join(self.path, *above))
+            return there
+
+        def sync(directory: Directory) -> None:
+            synced.append(os.readlink(f"/proc/self/fd/{directory.descriptor}"))
+
+        self.patch(Directory, "grow", race)
+        self.patch(Directory, "sync", sync)
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        self.assertEqual(raced, ["/".join(above)])
+        expected = [
+            os.path.join(self.path, *above[:number]).rstrip("/") for number in range(len(above) + 1)
+        ]
+        self.assertEqual(synced, expected)
+
     def test_clone_on_disk(self) -> None:
         """A clone is on stable storage when it is told; one that is not has failed, and is gone."""
         result_of(self.volume.create_folder(bare_id(1), None, None))
