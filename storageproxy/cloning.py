@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from attrs import define, evolve, field, frozen
 
 from storageproxy.beneath import Directory, write_back
+from storageproxy.errors import TargetConflict
 from storageproxy.trees import VANISHED, Step, descend_far, lstat, walk
 
 #: Names and values of extended attributes.
@@ -77,12 +78,14 @@ def copy(source: Directory, target: Directory, step: Step, skip: str | None = No
     with permissions, times, extended attributes, hard links and holes.
 
     Blocks are shared where the file system can do that. Sockets, FIFOs and devices are left out,
-    and so are owners and the bits that lend their rights. Of a file that grows meanwhile the copy
-    has as much as there was when it was opened. What the target has already stays, but for files
-    of the same names. Nothing is synced.
+    and so are owners and the bits of files that lend their rights. Of a file that grows meanwhile
+    the copy has as much as there was when it was opened. What the target has already stays, but for
+    files of the same names. Nothing is synced.
 
     :param step: called for each entry, and for each few MiB; what it raises ends the copy.
     :param skip: the name of an entry at the top that is not copied.
+    :raises storageproxy.errors.TargetConflict: when a directory of the target has the name of a
+        file; what was copied until then stays.
     """
     _Copy(target, step).run(source, skip)
 
@@ -173,13 +176,13 @@ class _Copy:
             with descend_far(self.target, path or ".") as into:
                 for entry in entries:
                     self.step()
-                    if entry.is_file(follow_symlinks=False):
-                        self._file(opened.descriptor, into.descriptor, path, entry.name)
-                    elif entry.is_symlink():
-                        _link(opened.descriptor, into.descriptor, entry)
-                    elif entry.is_dir(follow_symlinks=False):
-                        with suppress(FileExistsError):
-                            os.mkdir(entry.name, 0o700, dir_fd=into.descriptor)
+                    try:
+                        self._entry(opened.descriptor, into.descriptor, path, entry)
+                    except IsADirectoryError:
+                        taken = f"{path}/{entry.name}" if path else entry.name
+                        raise TargetConflict(
+                            f"{taken} is an existing directory", paths=[taken]
+                        ) from None
         while unfinished:
             self._finish(*unfinished.pop())
 
@@ -187,6 +190,15 @@ class _Copy:
         self.step(0)
         with descend_far(self.target, path) as made:
             _keep(made.descriptor, status, attributes)
+
+    def _entry(self, source: int, target: int, directory: str, entry: os.DirEntry[str]) -> None:
+        if entry.is_file(follow_symlinks=False):
+            self._file(source, target, directory, entry.name)
+        elif entry.is_symlink():
+            _link(source, target, entry)
+        elif entry.is_dir(follow_symlinks=False):
+            with suppress(FileExistsError):
+                os.mkdir(entry.name, 0o700, dir_fd=target)
 
     def _file(self, source: int, target: int, directory: str, name: str) -> None:
         try:

@@ -248,7 +248,7 @@ class NotRegularFile(StorageProxyError):
 
 
 class TargetConflict(StorageProxyError):
-    """The target of a move, a rename or an upload is a directory."""
+    """The target of a move, a rename, an upload or a file of a clone is a directory."""
 
     status = 409
     suffix = "target-conflict"

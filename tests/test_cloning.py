@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storageproxy import cloning, trees
+from storageproxy.errors import TargetConflict
 from storageproxy.threads import Abandoned, Progress
 from tests.test_trees import Interrupting, TreesTestCase
 
@@ -141,6 +142,21 @@ class CopyTests(TreesTestCase):
         self.assertEqual(self.read("copy", "a", "kept"), b"kept")
         self.assertEqual(self.read("copy", "a", "link"), b"new")
         self.assertEqual(self.read(os.path.join(self.outside, "secret")), b"secret")
+
+    def test_target_is_a_directory(self) -> None:
+        """A directory in the place of a file, or of a link, stays; the error says where it is."""
+        self.write(self.at("copy", "a", "taken", "kept"), b"kept")
+        os.makedirs(self.at("top", "a"))
+        os.symlink("nowhere", self.at("top", "a", "taken"))
+        with self.assertRaises(TargetConflict) as caught:
+            self.copy()
+        self.assertEqual(caught.exception.members, {"paths": ["a/taken"]})
+        os.unlink(self.at("top", "a", "taken"))
+        self.write(self.at("top", "a", "taken"), b"file")
+        with self.assertRaises(TargetConflict) as caught:
+            self.copy()
+        self.assertIn("a/taken", caught.exception.message)
+        self.assertEqual(self.read("copy", "a", "taken", "kept"), b"kept")
 
     def test_target_is_a_link(self) -> None:
         """A link in the target is not followed where a directory is to be copied."""
