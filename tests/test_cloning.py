@@ -63,6 +63,15 @@ class CopyTests(TreesTestCase):
         self.copy()
         self.assertEqual(stat.S_IMODE(os.stat(self.at("copy", "file")).st_mode), 0o755)
 
+    def test_special_bits_of_directories(self) -> None:
+        """A directory that is shared by a group, or by all, is so in the copy."""
+        for name, mode in (("group", 0o2775), ("all", 0o1777), ("both", 0o3770), ("user", 0o4755)):
+            self.write(self.at("top", name, "file"))
+            os.chmod(self.at("top", name), mode)
+        self.copy()
+        for name, mode in (("group", 0o2775), ("all", 0o1777), ("both", 0o3770), ("user", 0o755)):
+            self.assertEqual(stat.S_IMODE(os.stat(self.at("copy", name)).st_mode), mode, name)
+
     def test_left_out(self) -> None:
         """Sockets, FIFOs and devices are left out."""
         os.mkfifo(self.at("top", "fifo"))
