@@ -752,3 +752,14 @@ class LoanTests(SynchronousTestCase):
         loan.close()
         self.assertEqual(loan.read_into(self.block), 0)
         self.assertEqual(loan.taken, 0)
+
+    def test_closed(self) -> None:
+        """Nothing is taken from a loan that is over, and its connection can end."""
+        self.client.send(b"0123")
+        loan = self.loan(10)
+        loan.close()
+        self.assertEqual(loan.read_into(self.block), 0)
+        self.assertEqual(loan.taken, 0)
+        self.assertEqual(self.connection.recv(10), b"0123")
+        self.connection.close()
+        self.assertEqual(self.client.recv(1), b"")

@@ -53,17 +53,23 @@ class Source(StringTransport):
     A request in memory.
 
     :ivar waiting: what a thread would find on the connection, None where none may read from it.
+    :ivar lent: the last loan.
+    :ivar back: bytes that threads have read, as far as it knows.
     """
 
     waiting: bytes | None = None
+    lent: MemoryLoan | None = None
+    back = 0
 
     def lend_socket(self) -> MemoryLoan | None:
-        return None if self.waiting is None else MemoryLoan(self)
+        self.lent = None if self.waiting is None else MemoryLoan(self)
+        return self.lent
 
     def take_back(self, loan: MemoryLoan) -> None:
-        assert loan.closed
         assert self.producerState == "paused"
         self.waiting = loan.waiting
+        self.back += loan.taken
+        loan.close()
 
 
 class MemoryLoan:
@@ -75,6 +81,8 @@ class MemoryLoan:
         self.closed = False
 
     def read_into(self, block: memoryview) -> int:
+        if self.closed:
+            return 0
         data, self.waiting = self.waiting[: len(block)], self.waiting[len(block) :]
         block[: len(data)] = data
         self.taken += len(data)
@@ -372,3 +380,57 @@ class LoanTests(SinkCase):
         self.threads.step()
         self.assertIs(self.outcome(sink), Outcome.CUT)
         self.assertEqual(sink.offset, BLOCK)
+
+    def given_back(self, taken: int) -> None:
+        """The connection can be closed, and goes on behind what the thread has taken."""
+        assert self.transport.lent is not None
+        self.assertTrue(self.transport.lent.closed)
+        self.assertEqual(self.transport.back, taken)
+
+    def test_disk_full(self) -> None:
+        """When the bytes that had come cannot be written, the connection is given back."""
+        self.file.room = 0
+        sink = self.sink()
+        sink.dataReceived(bytes(BLOCK))
+        self.threads.step()
+        self.given_back(0)
+        self.assertIs(self.successResultOf(sink.done), Outcome.CUT)
+
+    def test_disk_full_later(self) -> None:
+        """What the thread has read is counted, also when it cannot be written."""
+        write = self.file.write
+
+        def write_first(buffers: Iterable[bytes], offset: int) -> int:
+            self.file.room = None if offset == 0 else 0
+            return write(buffers, offset)
+
+        self.patch(self.file, "write", write_first)
+        self.transport.waiting = bytes(10)
+        sink = self.sink()
+        sink.dataReceived(bytes(BLOCK))
+        known: list[int] = []
+        sink.done.addCallback(lambda _: known.append(self.transport.back))
+        self.threads.step()
+        self.given_back(10)
+        self.assertEqual(known, [10])
+
+    def test_no_thread(self) -> None:
+        """A write that is refused, as too many are waiting, gives the connection back."""
+        self.transport.waiting = bytes(10)
+        sink = self.sink()
+        sink.dataReceived(bytes(BLOCK))
+        self.threads.fail(VolumeUnavailable("too many calls are waiting"))
+        self.given_back(0)
+        self.failureResultOf(sink.done, VolumeUnavailable)
+
+    def test_comes_back_late(self) -> None:
+        """A thread that was given up takes nothing from the connection any more."""
+        self.transport.waiting = bytes(10)
+        sink = self.sink()
+        sink.dataReceived(bytes(BLOCK))
+        [late] = self.threads.calls
+        self.clock.advance(self.threads.slow_deadline)
+        self.failureResultOf(sink.done, VolumeUnavailable)
+        late.function()
+        self.given_back(0)
+        self.assertEqual(self.transport.waiting, bytes(10))

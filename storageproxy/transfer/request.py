@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 from secrets import token_hex
 from typing import Any
 from urllib.parse import parse_qsl
@@ -152,28 +153,31 @@ class Loan:
         self._left = left
         self._handle = connection.dup()
         self._handle.setblocking(False)
+        self._lock = threading.Lock()
 
     def read_into(self, block: memoryview) -> int:
         """
         Read what is there.
 
-        :return: the number of bytes; 0 for nothing, also when the connection is broken: the reactor
-            finds that out.
+        :return: the number of bytes; 0 for nothing, also when the loan is closed or the connection
+            is broken: the reactor finds that out.
         """
         room = block[: self._left - self.taken]
         if not room:
             # For recv_into a size of 0 is no bound.
             return 0
-        try:
-            count = self._handle.recv_into(room)
-        except OSError:
-            return 0
-        self.taken += count
+        with self._lock:
+            try:
+                count = self._handle.recv_into(room)
+            except OSError:
+                return 0
+            self.taken += count
         return count
 
     def close(self) -> None:
-        """Close the handle."""
-        self._handle.close()
+        """Have nothing more taken, whatever the thread is doing."""
+        with self._lock:
+            self._handle.close()
 
 
 @implementer(IPushProducer)
@@ -212,7 +216,6 @@ class StreamingRequest(Request):
         self._aborted = False
         self._paused = False
         self._expects_continue = False
-        self._lent = False
         self._lingered = 0
         self._linger_timer: IDelayedCall | None = None
         self._usual_read: int | None = None
@@ -419,8 +422,6 @@ class StreamingRequest(Request):
         return (
             self._site.draining
             or self._expects_continue
-            # A thread that has not come back may take more of it.
-            or self._lent
             or self.body_length is None
             or self.body_length - self.received > SHORT_REST
         )
@@ -434,8 +435,8 @@ class StreamingRequest(Request):
         """
         The connection, for a thread that reads the body from it while the producer is paused.
 
-        :return: to be closed there, and then to be given to :meth:`take_back`; None where what
-            comes is not the body as it is: over TLS, or in chunks.
+        :return: to be given to :meth:`take_back`, whatever has become of the thread; None where
+            what comes is not the body as it is: over TLS, or in chunks.
         """
         if (
             self.channel is None
@@ -447,14 +448,14 @@ class StreamingRequest(Request):
             or self.channel._waitingForTransport
         ):
             return None
-        self._lent = True
         return Loan(self.transport.getHandle(), self.body_length - self.received)
 
     def take_back(self, loan: Loan) -> None:
         """
-        Go on behind the bytes that were read from the connection.
+        Go on behind the bytes that were read from the connection. A thread that is still at it gets
+        no more of them.
         """
-        self._lent = False
+        loan.close()
         self.received += loan.taken
         if self.channel is not None and loan.taken:
             decoder = self.channel._transferDecoder

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import closing
 from enum import Enum
 from typing import Any
 
@@ -162,20 +161,19 @@ class FileSink(Protocol):
         writing = self._threads.submit(
             lambda: self._write_in_thread(buffers, loan), self._threads.slow_deadline, None
         )
-        writing.addCallbacks(self._written, self._failed, callbackArgs=(loan,))
+        writing.addCallbacks(self._written, self._failed, callbackArgs=(loan,), errbackArgs=(loan,))
 
     def _write_in_thread(self, buffers: Sequence[Buffer], loan: Loan | None) -> int:
         written = self._store(buffers, self.offset)
         if loan is not None:
-            with closing(loan):
-                # The rest of what is waiting, with one copy of it in memory and no hand-over to
-                # the reactor in between.
-                block = _block()
-                while loan.taken < LAP and self.outcome is None:
-                    count = loan.read_into(block)
-                    if not count:
-                        break
-                    written += self._store([block[:count]], self.offset + written)
+            # The rest of what is waiting, with one copy of it in memory and no hand-over to the
+            # reactor in between.
+            block = _block()
+            while loan.taken < LAP and self.outcome is None:
+                count = loan.read_into(block)
+                if not count:
+                    break
+                written += self._store([block[:count]], self.offset + written)
         return written
 
     def _store(self, buffers: Sequence[Buffer], offset: int) -> int:
@@ -209,9 +207,11 @@ class FileSink(Protocol):
         if self._buffered >= BLOCK:
             self._write()
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure, loan: Loan | None) -> None:
         self.outcome = self.outcome or Outcome.CUT
         self._buffers.clear()
+        if loan is not None:
+            self._transport.take_back(loan)
         if isinstance(failure.value, OSError):
             self._error = failure.value
             self.done.callback(self.outcome)
