@@ -31,7 +31,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy import beneath
-from storageproxy.beneath import File
+from storageproxy.beneath import File, WritebackError
 from storageproxy.durability import Durability
 from storageproxy.errors import (
     InvalidSubpath,
@@ -630,8 +630,17 @@ class SyncTests(UploadCase):
         self.assertEqual(self.synced, ["file"])
         self.synced.clear()
         self.patch_at(4, self.content[4:])
-        self.assertEqual(self.synced[:2], ["write back", "file"])
+        self.assertEqual(self.synced[:3], ["file", "write back", "file"])
         self.assertEqual(self.synced[-1], "directory")
+
+    def test_mismatch(self) -> None:
+        """What a killed process has left is synced before a 409 tells how much it is."""
+        self.begin_session(Durability.PATCH)
+        self.staged.write_bytes(b"abcd")
+        self.synced.clear()
+        answer = self.patch_at(2, b"cd").answers()[0]
+        self.assertEqual((answer.status, answer.headers["upload-offset"]), (409, "4"))
+        self.assertEqual(self.synced, ["file"])
 
     def test_completion(self) -> None:
         """Nothing is synced but the file that is complete, and its name."""
@@ -735,11 +744,11 @@ class FailureTests(UploadCase):
     def test_lost_bytes_are_forgotten(self) -> None:
         """The kernel tells of lost bytes once; they are not told later on, when it is silent."""
         self.patch_at(0, b"abcd")
-        fdatasync, failures = os.fdatasync, [errno.EIO]
+        fdatasync, failures = os.fdatasync, [0, errno.EIO]
 
         def fails_once(descriptor: int) -> None:
-            if failures:
-                raise OSError(failures.pop(), "lost")
+            if failures and (failure := failures.pop(0)):
+                raise OSError(failure, "lost")
             fdatasync(descriptor)
 
         self.patch(os, "fdatasync", fails_once)
@@ -748,17 +757,37 @@ class FailureTests(UploadCase):
         self.patch_at(4, self.content[4:])
         self.assertEqual(self.target.read_bytes(), self.content)
 
+    def fails(self, descriptor: int) -> None:
+        raise OSError(errno.EIO, "lost")
+
     def test_lost_bytes_found_by_a_head(self) -> None:
         """A session whose bytes are lost between two requests is given up, not guessed at."""
         self.patch_at(0, b"abcd")
-
-        def fails(descriptor: int) -> None:
-            raise OSError(errno.EIO, "lost")
-
-        patch = self.patch(os, "fdatasync", fails)
+        patch = self.patch(os, "fdatasync", self.fails)
         self.assertEqual(self.ask("HEAD").status, 500)
         patch.restore()
         self.assertEqual(self.ask("HEAD").status, 404)
+
+    def test_lost_bytes_found_by_a_patch(self) -> None:
+        """So is one whose bytes a PATCH finds lost, be it at their end or elsewhere."""
+        for offset in (2, 4):
+            self.url = self.create("dir/file", self.size)
+            self.patch_at(0, b"abcd")
+            patch = self.patch(os, "fdatasync", self.fails)
+            self.assertEqual(self.patch_at(offset, b"efgh").answers()[0].status, 500)
+            patch.restore()
+            self.assertEqual(self.ask("HEAD").status, 404)
+
+    def test_empty_file_is_lost(self) -> None:
+        """An empty file that cannot be synced is told as such, and nothing of it is left."""
+        others = os.listdir(self.folder / ".upload")
+        self.patch(os, "fsync", self.fails)
+        volume = self.proxy.volumes.get("local")
+        made = self.proxy.uploads.create(volume, VFolderID.parse(self.vfid), "empty", 0)
+        error = self.failureResultOf(Deferred.fromCoroutine(made), WritebackError)
+        self.assertEqual(error.value.errno, errno.EIO)
+        self.assertEqual(os.listdir(self.folder), [".upload"])
+        self.assertEqual(os.listdir(self.folder / ".upload"), others)
 
     def test_write_back_tells_losses(self) -> None:
         """Bytes that are lost while more come end the upload at the offset before."""

@@ -1,14 +1,14 @@
 """
 Upload sessions: what the requests of the client API do to them.
 
-An offset that was told never shrinks, as far as the volume's durability goes. Each step of a
-session is one call in the volume's threads.
+An offset that was told does not shrink, as far as the volume's durability goes; a session whose
+bytes the disk has lost is given up. Each step of a session is one call in the volume's threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -122,7 +122,7 @@ class Uploads:
 
     def offset(self, session: Session) -> Deferred[int]:
         """
-        What a HEAD is told: the bytes of a session that are on stable storage.
+        What a HEAD is told: how many bytes a session has, where the volume's durability wants them.
         """
         return self._background.run("an upload", self._offset(session))
 
@@ -267,8 +267,9 @@ def _create(session: Session, staging: Staging) -> tuple[Session, Settled]:
     try:
         return session, _settle(session, staging)
     except BaseException:
-        # Nobody will ever know of this session.
-        _discard(session, staging)
+        # Nobody will ever know of this session, which may be gone already.
+        with suppress(NoSuchUpload, OSError):
+            _discard(session, staging)
         raise
 
 
@@ -278,14 +279,18 @@ def _settle(session: Session, staging: Staging) -> Settled:
         staged = staging.hold(session.name)
     except Completed:
         return Settled(session.size, False)
-    with staged.file as file:
-        try:
-            return _conclude(session, staging, file, staged.offset)
-        except WritebackError:
-            # Bytes that were told may be among those that are lost: nothing here can be trusted
-            # any more.
-            staging.discard(session.name, file)
-            raise
+    with staged.file as file, _giving_up(session, staging, file):
+        return _conclude(session, staging, file, staged.offset)
+
+
+@contextmanager
+def _giving_up(session: Session, staging: Staging, file: File) -> Iterator[None]:
+    """Discard a session when bytes are lost that may have been told: none can be trusted."""
+    try:
+        yield
+    except WritebackError:
+        staging.discard(session.name, file)
+        raise
 
 
 def _conclude(session: Session, staging: Staging, file: File, offset: int) -> Settled:
@@ -352,6 +357,11 @@ class _Append:
                 raise OffsetMismatch("the upload is complete") from None
             return None
         try:
+            if staged.offset:
+                # A process that was killed may have left them unsynced: a 409 tells their number,
+                # and losses that are found later are those of this PATCH.
+                with _giving_up(self.session, staging, staged.file):
+                    staging.durability.at_patch(staged.file.sync_data)
             tus.check_append(self._patch, staged.offset, size, self._length)
             if self._patch.checksum is not None:
                 staging.remember_fallback(self.session.name, staged.file, staged.offset)
