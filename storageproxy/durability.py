@@ -12,6 +12,9 @@ class Durability(Enum):
     """
     What a power failure, or a crash of the kernel, may cost. A daemon that is killed costs nothing:
     the kernel has the bytes.
+
+    All but :attr:`PATCH` is for volumes that one machine writes to: whether bytes may be lost is
+    told by when the machine was started that looks, not the one that wrote them.
     """
 
     #: No byte whose offset was told.

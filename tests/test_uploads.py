@@ -557,8 +557,10 @@ class WorkersTests(UploadCase):
         newer = self.ask_other("HEAD")
         self.pass_time(PATIENCE - 1)
         self.assertEqual(newer.value(), b"")
+        self.assertEqual(self.wanted(), [self.staged.name])
         self.pass_time(2)
         self.assertEqual(newer.answers("HEAD")[0].status, 423)
+        self.assertEqual(self.wanted(), [])
         self.threads.release()
         self.assertEqual(self.offset(), 4)
 

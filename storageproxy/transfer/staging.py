@@ -151,7 +151,7 @@ class Staging:
             with self.folder.descend(UPLOADS, links=False) as uploads:
                 file, status = _lock(uploads, session)
                 try:
-                    self._take_back_note(session)
+                    self.take_back_note(session)
                     return Staged(file, self._recover(uploads, session, file, status))
                 except BaseException:
                     file.close()
@@ -176,8 +176,8 @@ class Staging:
             raise NoSuchUpload() from None
         raise Completed
 
-    def _take_back_note(self, session: str) -> None:
-        # Whoever else waits leaves another one.
+    def take_back_note(self, session: str) -> None:
+        """Ask its holder no more to let go of a session. Whoever else waits asks again."""
         with suppress(FileNotFoundError):
             os.unlink(f"{WANTED}/{session}", dir_fd=self.root.descriptor)
 
@@ -185,7 +185,8 @@ class Staging:
         """Let go of bytes that cannot be trusted; how many there are then."""
         trusted = status.st_size
         if not self.durability.keeps_offsets and status.st_mtime < _boot_time():
-            # What the machine had not written when it went down is missing, anywhere.
+            # What this machine had not written when it went down is missing, anywhere. Of other
+            # machines nothing is known: a volume that they write to as well syncs each patch.
             trusted = 0
         said = _fallback(uploads, session)
         if said is not None:

@@ -236,6 +236,7 @@ class Uploads:
                 return result
             except Busy:
                 if self.reactor.seconds() >= end:
+                    threads.clean_up(partial(_within, session, partial(_want_no_more, session)))
                     raise UploadLocked() from None
                 await deferLater(self.reactor, POLL)
 
@@ -308,6 +309,10 @@ def _discard(session: Session, staging: Staging) -> None:
         raise NoSuchUpload("the upload is complete, and its file stays") from None
     with staged.file as file:
         staging.discard(session.name, file)
+
+
+def _want_no_more(session: Session, staging: Staging) -> None:
+    staging.take_back_note(session.name)
 
 
 def _is_wanted(session: Session) -> bool:
