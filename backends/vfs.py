@@ -243,7 +243,9 @@ class VFSVolume:
                         removal.remove(trash, name, progress.step)
                     except OSError as error:
                         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                            os.unlink(name, dir_fd=trash.descriptor)
+                            # Another worker may be at it too.
+                            with suppress(FileNotFoundError):
+                                os.unlink(name, dir_fd=trash.descriptor)
                         elif error.errno != errno.ENOENT:
                             # The others need not stay for that one.
                             failed = error

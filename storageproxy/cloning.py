@@ -379,8 +379,8 @@ def _keep(made: int, status: os.stat_result, attributes: _Attributes) -> os.stat
     for name, value in attributes:
         _set_attribute(made, name, value)
     found = os.fstat(made)
-    # On files, the bits that are left out would lend the rights of the daemon's user. On directories
-    # they say who owns what is made there, and who may take it away.
+    # On files, the bits that are left out would lend the rights of the daemon's user. On
+    # directories they say who owns what is made there, and who may take it away.
     mode = status.st_mode & (0o3777 if stat.S_ISDIR(status.st_mode) else 0o777)
     if found.st_mode & 0o7777 != mode:
         os.fchmod(made, mode)
