@@ -24,6 +24,9 @@ from storageproxy.trees import VANISHED, Step, descend_far, lstat, walk
 #: Names and values of extended attributes.
 _Attributes = list[tuple[str, bytes]]
 
+#: What tells a file from one that has got its number since: device, number, size, time.
+_Identity = tuple[int, int, int, int]
+
 #: Bytes that are copied between two looks at the progress.
 COPY_STEP = 8 * 1024 * 1024
 
@@ -146,13 +149,12 @@ class _Linked:
 
     :param directory: the path of the one it is in, relative to the target.
     :param name: in that directory.
-    :param made: its device and number.
     :param names: how many the original has that are not seen yet.
     """
 
     directory: str
     name: str
-    made: tuple[int, int]
+    made: _Identity
     names: int
 
 
@@ -162,7 +164,7 @@ class _Copy:
     step: Step
     #: Devices of which files are copied whose blocks cannot be shared with the target's.
     _unshared: set[int] = field(factory=set)
-    _linked: dict[tuple[int, int], _Linked] = field(factory=dict)
+    _linked: dict[_Identity, _Linked] = field(factory=dict)
 
     def run(self, source: Directory, skip: str | None) -> None:
         # What is put into a directory changes its time, so it gets its own when all is in it.
@@ -219,15 +221,15 @@ class _Copy:
             try:
                 if status.st_size:
                     self._content(original, made, status)
-                found = _keep(made, status, _attributes(original))
+                _keep(made, status, _attributes(original))
+                if several and len(self._linked) < MOST_LINKED:
+                    self._linked[_identity(status)] = _Linked(
+                        directory, name, _identity(os.fstat(made)), status.st_nlink - 1
+                    )
             finally:
                 os.close(made)
         finally:
             os.close(original)
-        if several and len(self._linked) < MOST_LINKED:
-            self._linked[status.st_dev, status.st_ino] = _Linked(
-                directory, name, (found.st_dev, found.st_ino), status.st_nlink - 1
-            )
 
     def _content(self, original: int, made: int, status: os.stat_result) -> None:
         size = status.st_size
@@ -269,7 +271,7 @@ class _Copy:
 
     def _link_again(self, status: os.stat_result, target: int, name: str) -> bool:
         """Give one more name to the copy of a file, if there is one and it is where it was made."""
-        key = (status.st_dev, status.st_ino)
+        key = _identity(status)
         linked = self._linked.pop(key, None)
         if linked is None:
             return False
@@ -286,7 +288,7 @@ class _Copy:
             ):
                 found = os.fstat(file.descriptor)
                 # The number of one that was taken away may be that of something else by now.
-                if (found.st_dev, found.st_ino) != linked.made or not stat.S_ISREG(found.st_mode):
+                if _identity(found) != linked.made or not stat.S_ISREG(found.st_mode):
                     return False
                 # By the descriptor, as the name may be that of another file by now.
                 path = f"/proc/self/fd/{file.descriptor}"
@@ -297,6 +299,10 @@ class _Copy:
         if linked.names > 1:
             self._linked[key] = evolve(linked, names=linked.names - 1)
         return True
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _share_range(original: int, made: int, start: int, count: int) -> None:
@@ -374,18 +380,16 @@ def _create(directory: int, name: str, mode: int) -> int:
         return os.open(name, _CREATE, mode, dir_fd=directory)
 
 
-def _keep(made: int, status: os.stat_result, attributes: _Attributes) -> os.stat_result:
-    """Give a copy what its original has besides the content; its state before that."""
+def _keep(made: int, status: os.stat_result, attributes: _Attributes) -> None:
+    """Give a copy what its original has besides the content."""
     for name, value in attributes:
         _set_attribute(made, name, value)
-    found = os.fstat(made)
     # On files, the bits that are left out would lend the rights of the daemon's user. On
     # directories they say who owns what is made there, and who may take it away.
     mode = status.st_mode & (0o3777 if stat.S_ISDIR(status.st_mode) else 0o777)
-    if found.st_mode & 0o7777 != mode:
+    if os.fstat(made).st_mode & 0o7777 != mode:
         os.fchmod(made, mode)
     os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
-    return found
 
 
 def _attributes(descriptor: int) -> _Attributes:

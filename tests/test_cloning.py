@@ -339,6 +339,46 @@ class CopyTests(TreesTestCase):
         contents = sorted(self.read("copy", name) for name in os.listdir(self.at("copy")))
         self.assertEqual(contents, [b"another", b"content"])
 
+    def test_hard_link_written(self) -> None:
+        """
+        A copy whose content is another by now, as that of a new file with its number would be, is
+        given no other name.
+        """
+        self.linked_after(lambda: self.write(self.first(), b"another"))
+        contents = sorted(self.read("copy", name) for name in os.listdir(self.at("copy")))
+        self.assertEqual(contents, [b"another", b"content"])
+
+    def changed_after(self, content: bytes, time: int) -> None:
+        """Copy a file with two names; between them, it becomes what a new one could be."""
+        one, two = self.at("top", "one"), self.at("top", "two")
+        self.write(one, b"content")
+        os.utime(one, (0, 0))
+        os.link(one, two)
+        keep = cloning._keep
+        done: list[bool] = []
+
+        def change(*args: Any) -> Any:
+            result = keep(*args)
+            if not done:
+                done.append(True)
+                # A new file gets the number by chance only; this one has it for sure.
+                self.write(one, content)
+                os.utime(one, (time, time))
+            return result
+
+        self.patch(cloning, "_keep", change)
+        self.copy()
+        contents = {self.read("copy", name) for name in ("one", "two")}
+        self.assertEqual(contents, {b"content", content})
+
+    def test_number_used_again(self) -> None:
+        """A file that has got the number of one that was copied is copied itself."""
+        self.changed_after(b"another", 1)
+
+    def test_number_and_time_used_again(self) -> None:
+        """So is one that has got its time, too."""
+        self.changed_after(b"and longer", 0)
+
     def test_hard_link_taken_away(self) -> None:
         """A copy that was taken away meanwhile is made again for its other name."""
         self.linked_after(lambda: os.unlink(self.first()))
