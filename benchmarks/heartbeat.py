@@ -110,9 +110,11 @@ def attach() -> None:
 
 
 def _attach() -> None:
-    while "twisted.internet.reactor" not in sys.modules:
+    # While it is imported, the module itself stands there.
+    reactor: Any = None
+    while not hasattr(reactor, "callFromThread"):
         time.sleep(INTERVAL)
-    reactor: Any = sys.modules["twisted.internet.reactor"]
+        reactor = sys.modules.get("twisted.internet.reactor")
     reactor.callFromThread(_start, reactor)
 
 
