@@ -130,6 +130,14 @@ def _end(*_: object) -> None:
     sys.exit(143)
 
 
+def measured(wanted: argparse.Namespace) -> str:
+    """The options that the figures depend on; where the data lay is the reader's own affair."""
+    if wanted.quick:
+        return "--quick"
+    only = f" --only {wanted.only}" if isinstance(wanted.only, str) else ""
+    return f"--rounds {wanted.rounds}{only}"
+
+
 def main(arguments: list[str]) -> int:
     """
     :return: 1 when there was an error of ours, else 0.
@@ -162,7 +170,7 @@ def main(arguments: list[str]) -> int:
                         measure(bench, result, number)
             if wanted.quick:
                 bench.note("A quick run: sizes are small, and the figures mean nothing.")
-            text = heading(directory, " ".join(arguments), load, bench.notes, bench.missing)
+            text = heading(directory, measured(wanted), load, bench.notes, bench.missing)
             text += "\n" + tables(results, bench.missing)
         print(text, flush=True)
         if wanted.write:
