@@ -134,7 +134,7 @@ def measured(wanted: argparse.Namespace) -> str:
     """The options that the figures depend on; where the data lay is the reader's own affair."""
     if wanted.quick:
         return "--quick"
-    only = f" --only {wanted.only}" if isinstance(wanted.only, str) else ""
+    only = f" --only {wanted.only}" if wanted.only else ""
     return f"--rounds {wanted.rounds}{only}"
 
 
