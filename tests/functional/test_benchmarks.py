@@ -37,7 +37,7 @@ import pathlib, sys, time
 import heartbeat
 path = pathlib.Path(sys.argv[1])
 heart = heartbeat.Heart(path)
-time.sleep(0.1)
+time.sleep(0.1)  # fault: to be late
 heart.beat()
 late = heartbeat.Record(path).read()
 heartbeat.Record(path).reset()
