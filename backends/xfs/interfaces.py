@@ -1,0 +1,93 @@
+"""
+What needs privilege on XFS, as the volume asks for it.
+
+The volume is unprivileged and everything in a vfolder belongs to its user, so a directory is always
+handed over as an open descriptor, which cannot be swapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from attrs import frozen
+from zope.interface import Interface
+
+
+@frozen
+class Limit:
+    """
+    What a project may hold.
+
+    :param size: bytes, 0 for no limit.
+    :param inodes: files, directories and links, 0 for no limit.
+    """
+
+    size: int
+    inodes: int = 0
+
+
+@frozen
+class Account:
+    """
+    What the kernel says of a project.
+
+    :param project: its id.
+    :param limit: what it may hold.
+    :param size: bytes that it holds.
+    :param inodes: files, directories and links that it holds, its own directory among them.
+    """
+
+    project: int
+    limit: Limit
+    size: int
+    inodes: int
+
+
+class IProjects(Interface):
+    """
+    The projects of a mounted XFS: in this process, when it is root, or in the agent's.
+    """
+
+    def allocate(directory: int) -> Coroutine[Any, Any, int]:
+        """
+        Give a directory a project of its own, which what is made in it later inherits.
+
+        It is recorded in the registry first. Asked again for a directory that has its own project
+        already, it says which.
+
+        :param directory: a descriptor of an empty directory beneath a configured mount; it stays
+            open, and the caller's.
+        :return: the project's id.
+        """
+
+    def account(directory: int) -> Coroutine[Any, Any, Account]:
+        """
+        Read limit and usage from the kernel.
+
+        :param directory: a descriptor of a directory that was given to :meth:`allocate`.
+        """
+
+    def set_limit(directory: int, limit: Limit) -> Coroutine[Any, Any, Account]:
+        """
+        Limit a project, and read back what holds then.
+
+        :param directory: as above. That the project on it is really the one that the registry has
+            for this directory is checked, as its owner may have changed it to that of another.
+        :return: what holds now; sizes are rounded up to whole blocks.
+        """
+
+    def release(project: int) -> Coroutine[Any, Any, bool]:
+        """
+        Forget a project whose directory is gone from its place, and lift its limit.
+
+        :return: whether it is free; when something is charged to it still, its id stays taken
+            until it is reconciled.
+        """
+
+    def reconcile() -> Coroutine[Any, Any, list[str]]:
+        """
+        Bring registry, limits and inodes together, and repair what is safe.
+
+        :return: a line for each thing found, in words for the administrator.
+        """
