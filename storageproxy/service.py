@@ -4,6 +4,7 @@ The APIs and the volumes put together: what one process consists of, how it star
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,15 @@ from storageproxy.volumes import Volumes
 GRACE = 10.0
 #: Seconds that uploads then get to put on disk what has come.
 SETTLE = 10.0
+
+
+def keep_for_good() -> None:
+    """
+    Have the garbage collector pass over what is loaded by now, which never goes: to look through it
+    again and again would stop the reactor for 15 ms each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @implementer(IServing)

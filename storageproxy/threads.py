@@ -37,6 +37,9 @@ FIRST_REPORT, NEXT_REPORT = 10.0, 30.0
 #: interpreter, after each system call. That costs more than the calls themselves.
 PATIENCE = 0.005
 
+#: Seconds for which results are told before the reactor looks at anything else.
+TURN = 0.01
+
 
 class Abandoned(Exception):
     """The caller of a long operation has given up; raised inside of it."""
@@ -368,7 +371,8 @@ class VolumeThreads:
         self._end_looking()
         if self._queue:
             self._collect()
-        self._deliver()
+        # There may be no next turn.
+        self._deliver(float("inf"))
 
     # ---- in the reactor
 
@@ -439,8 +443,13 @@ class VolumeThreads:
             # It came when the thread had just looked for the last time.
             self._collect()
 
-    def _deliver(self) -> None:
+    def _deliver(self, until: float | None = None) -> None:
+        if until is None:
+            until = self.reactor.seconds() + TURN
         while self._results:
+            if self.reactor.seconds() > until:
+                self.reactor.callLater(0, self._deliver)
+                return
             self._done(*self._results.popleft())
 
     def _done(self, call: _Call, result: Any) -> None:

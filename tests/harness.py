@@ -448,11 +448,18 @@ class Proxy:
         return f"/download?token={token}{query}"
 
 
+class TurningClock(Clock):
+    """A clock whose next turn has what threads ask of it."""
+
+    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
+        self.callLater(0, function, *args)
+
+
 class MemoryProxy(Proxy):
     """Both APIs with a clock and threads that a test moves."""
 
     def __init__(self, root: Path) -> None:
-        clock = Clock()
+        clock = TurningClock()
         super().__init__(root, clock, lambda _: HeldThreads(clock))
 
     def connect(self, factory: StreamingSite | None = None) -> Wire:

@@ -27,7 +27,7 @@ from storageproxy.files import MAX_METADATA
 from storageproxy.interfaces import IPerformanceMetric, IQuota
 from storageproxy.threads import VolumeThreads
 from storageproxy.tokens import DownloadToken, UploadToken
-from storageproxy.transfer import bodies
+from storageproxy.transfer import producers
 from storageproxy.transfer.bodies import BLOCK
 from storageproxy.trees import TooSlow
 from storageproxy.vfolder import VFolderID
@@ -926,7 +926,7 @@ class CancellationTests(ManagerCase):
     def long_listing(self) -> Wire:
         """Ask for a listing that takes many calls; none of them is made yet."""
         self.patch(files, "PIECE", 1)
-        self.patch(bodies, "BLOCK", 1)
+        self.patch(producers, "BLOCK", 1)
         self.proxy.manager._scandir_limit = 0
         for number in range(20):
             self.put(f"dir/{number}", b"")

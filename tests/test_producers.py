@@ -22,10 +22,12 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyClass
 
 from storageproxy import pagecache
+from storageproxy.beneath import File
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.transfer import producers
 from storageproxy.transfer.bodies import BLOCK
 from storageproxy.transfer.downloads import SMALL
+from storageproxy.transfer.feed import AHEAD
 from storageproxy.transfer.producers import STALLED, KernelProducer
 from tests.harness import Answer, Descriptors, Events, MemoryCase, parse_answers
 
@@ -104,6 +106,7 @@ class Connection:
 
     def flow(self) -> None:
         """Let the client read until nothing comes any more."""
+        self.reactor.clock.advance(0)
         while self.turn() | bool(self.read()):
             self.reactor.clock.advance(0)
 
@@ -185,21 +188,23 @@ class KernelProducerTests(KernelCase):
         self.assert_all_closed()
 
     def test_not_cached(self) -> None:
-        """What is on the disk only is read in threads, block after block."""
+        """What is on the disk only is read in a thread, one call at a time."""
+        self.patch(producers, "READ", BLOCK)
         self.cold()
         self.threads.held = True
         connection = self.begin("file")
         self.threads.step()
         reads = 0
+        connection.flow()
         while connection.received[-100:] != self.content[-100:]:
-            connection.flow()
             self.assertEqual(len(self.threads.calls), 1)
             self.threads.step()
             reads += 1
             connection.flow()
-        self.assertEqual(reads, -(-len(self.content) // BLOCK))
-        self.assertEqual(connection.answers()[0].body, self.content)
+        self.assertEqual(reads, -(-len(self.content) // BLOCK // AHEAD))
         self.threads.release()
+        connection.flow()
+        self.assertEqual(connection.answers()[0].body, self.content)
         self.assert_all_closed()
 
     @settings(deadline=None, max_examples=30)
@@ -236,24 +241,47 @@ class KernelProducerTests(KernelCase):
         self.assertEqual(sorted(found.namelist()), ["a", "b", "c"])
         self.assert_all_closed()
 
-    def test_archive_one_chunk_ahead(self) -> None:
-        """While the client reads one piece of an archive, one more is made, and no third."""
-        self.put("dir/a", os.urandom(8 * TURN))
-        self.threads.held = True
-        connection = self.begin("dir", "&archive=true")
-        while not connection.turn():
-            self.threads.step()
+    def test_archive_ahead(self) -> None:
+        """Of an archive, no more is made ahead of a client that reads nothing than a few blocks."""
+        self.patch(producers, "READ", BLOCK)
         made = 0
-        while connection.turn() or self.threads.calls:
-            if self.threads.calls:
-                self.threads.step()
-                made += 1
-        # The client has read nothing: there is what the kernel holds, and two pieces.
+        read = File.read
+
+        def count(file: File, offset: int, size: int) -> bytes:
+            nonlocal made
+            made += size
+            return read(file, offset, size)
+
+        self.patch(File, "read", count)
+        self.put("dir/a", os.urandom(8 * TURN))
+        connection = self.begin("dir", "&archive=true")
+        while connection.turn():
+            self.clock.advance(0)
         [request] = self.proxy.client_site.active
-        self.assertLessEqual(made * BLOCK, request.sentLength + 3 * BLOCK)
-        self.threads.held = False
+        self.assertLessEqual(made, request.sentLength + (AHEAD + 1) * BLOCK)
+        self.assertLess(made, 8 * TURN)
         connection.flow()
         self.assertIsNone(ZipFile(BytesIO(connection.answers()[0].body)).testzip())
+
+    def test_blocks_shrink(self) -> None:
+        """However many connections there are, they have no more in memory than was said."""
+        sizes: list[int] = []
+        read = File.read
+
+        def note(file: File, offset: int, size: int) -> bytes:
+            sizes.append(size)
+            return read(file, offset, size)
+
+        self.patch(File, "read", note)
+        self.patch(producers, "MEMORY", 40 * producers.LEAST_READ)
+        self.cold()
+        for others, shares in ((0, 10), (1, 5), (4, 2), (30, 1)):
+            connections = [self.begin("file") for _ in range(others)]
+            sizes.clear()
+            self.begin("file", Connection="close").flow()
+            self.assertEqual(sizes[0], shares * producers.LEAST_READ)
+            for connection in connections:
+                connection.disconnect()
 
     def test_connection_goes_on(self) -> None:
         """A connection serves one download after the other, pipelined ones too."""
@@ -432,6 +460,7 @@ class EndTests(KernelCase):
 
     def test_disk_fails(self) -> None:
         """A disk that fails in mid-file ends the connection."""
+        self.patch(producers, "READ", producers.LEAST_READ)
         self.cold()
         self.threads.held = True
         connection = self.begin("file")
@@ -450,6 +479,7 @@ class EndTests(KernelCase):
 
     def test_volume_hangs(self) -> None:
         """A volume that hangs in mid-file ends the connection in bounded time."""
+        self.patch(producers, "READ", producers.LEAST_READ)
         self.cold()
         self.threads.held = True
         connection = self.begin("file")

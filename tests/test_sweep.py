@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from storageproxy.testing import GIVE_UP
-from storageproxy.threads import PATIENCE, VolumeThreads
+from storageproxy.threads import PATIENCE, TURN, VolumeThreads
 from tests.test_threads import Hanging, ThreadsTestCase
 
 
@@ -61,6 +61,33 @@ class SweepTests(ThreadsTestCase):
         self.clock.deliver()
         self.assertEqual(len({self.successResultOf(call) for call in calls}), 1)
         self.assertEqual((self.begun, self.clock.waiting, self.timers()), (1, 0, 0))
+
+    def test_told_in_turns(self) -> None:
+        """Results that take long to deal with do not keep the reactor from everything else."""
+        events: list[str] = []
+
+        def take_long(_: object) -> None:
+            if not events:
+                self.clock.callLater(0, events.append, "another")
+            events.append("result")
+            self.clock.rightNow += TURN
+
+        for _ in range(4):
+            self.threads.run(threading.get_ident).addCallback(take_long)
+        self.clock.deliver()
+        self.clock.advance(0)
+        self.assertEqual(events, ["result"] * 2 + ["another"] + ["result"] * 2)
+
+    def test_told_at_the_end(self) -> None:
+        """When the daemon stops, all of them are told at once."""
+
+        def take_long(_: object) -> None:
+            self.clock.rightNow += TURN
+
+        calls = [self.threads.run(threading.get_ident).addCallback(take_long) for _ in range(4)]
+        self.clock.deliver()
+        self.threads.stop()
+        self.assertTrue(all(call.called for call in calls))
 
     def test_later_turn(self) -> None:
         """Calls that come while others are made are left to the same thread."""

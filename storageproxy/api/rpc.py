@@ -108,7 +108,7 @@ async def _answer(request: StreamingRequest, answer: Any) -> bytes | None:
     if isinstance(answer, Pieces):
         request.setHeader(b"Content-Type", b"application/json; charset=utf-8")
         request.write(answer.head)
-        rest = Body(None, (lambda: answer.rest,))
+        rest = Body(None, (lambda _: answer.rest,))
         await downloads.send(request, answer.volume.threads, rest)
         return None
     if not isinstance(answer, Stream):

@@ -114,7 +114,7 @@ def _spelled(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _write(open_folder: Callable[[], Directory], contents: list[Member]) -> Chunks:
+def _write(open_folder: Callable[[], Directory], contents: list[Member], block: int) -> Chunks:
     sums = array("I")
     # A descriptor of its own: this may go on in a hanging call after the caller has given up.
     with open_folder() as own:
@@ -123,7 +123,7 @@ def _write(open_folder: Callable[[], Directory], contents: list[Member]) -> Chun
             crc = 0
             if not member.is_directory:
                 with own.open_file(member.path) as file:
-                    for data in Extent(file, 0, member.size).read():
+                    for data in Extent(file, 0, member.size).read(block):
                         crc = crc32(data, crc)
                         yield data
                 yield ziprecords.descriptor(member, crc)

@@ -13,7 +13,7 @@ from storageproxy.beneath import File
 from storageproxy.conditional import ByteRange
 
 #: Bytes that are read by one call in a thread.
-BLOCK = 512 * 1024
+BLOCK = 1048576
 
 #: Bytes of the pieces that are put together.
 SMALL_PIECE = 4096
@@ -21,16 +21,18 @@ SMALL_PIECE = 4096
 Chunks = Generator[bytes, None, None]
 
 
-def gather(chunks: Chunks) -> list[bytes]:
+def gather(chunks: Chunks, block: int) -> list[bytes]:
     """
     What a generator yields next, up to a block of it; nothing when it has ended. Blocks.
+
+    :param block: bytes that are enough.
     """
     found: list[bytes] = []
     size = 0
     for data in chunks:
         found.append(data)
         size += len(data)
-        if size >= BLOCK:
+        if size >= block:
             break
     # Many small ones cost more than a copy of them.
     return [b"".join(found)] if size < len(found) * SMALL_PIECE else found
@@ -52,23 +54,25 @@ class Extent:
     start: int
     stop: int
 
-    def read(self) -> Chunks:
+    def read(self, block: int = BLOCK) -> Chunks:
         """
         The bytes themselves. Blocks.
 
+        :param block: bytes that are read by one call.
         :raises Changed: when the file is shorter.
         """
         offset = self.start
         while offset < self.stop:
-            data = self.file.read(offset, min(BLOCK, self.stop - offset))
+            data = self.file.read(offset, min(block, self.stop - offset))
             if not data:
                 raise Changed
             offset += len(data)
             yield data
 
 
-#: Bytes, those of a file, or what makes a generator that is run in a volume's threads.
-Part = bytes | Extent | Callable[[], Chunks]
+#: Bytes, those of a file, or what makes a generator that is run in a volume's threads, given the
+#: number of bytes to read by one call.
+Part = bytes | Extent | Callable[[int], Chunks]
 
 
 @frozen
@@ -89,7 +93,7 @@ class Body:
             if isinstance(part, bytes):
                 yield part
             else:
-                yield from part.read() if isinstance(part, Extent) else part()
+                yield from part.read() if isinstance(part, Extent) else part(BLOCK)
 
     def cached(self) -> bytes | None:
         """All of a small one, when that takes no waiting."""

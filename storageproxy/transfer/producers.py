@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from storageproxy.interfaces import IThreads
 from storageproxy.transfer.bodies import BLOCK, Body, Changed, Chunks, Extent, Part, gather
+from storageproxy.transfer.feed import AHEAD, Feed
 from storageproxy.transfer.request import StreamingRequest
 
 #: Seconds after which a reader that takes nothing is cut off. At 10 kB/s, what the kernel holds for
@@ -36,6 +37,14 @@ TURN = 8 * 1024 * 1024
 #: Bytes that all of them may send before the reactor looks at anything else, and the least that one
 #: gets of it.
 ROUND, SHARE = 64 * 1024 * 1024, 256 * 1024
+
+#: Bytes that are read by one call for it, and the fewest when there are many connections. What they
+#: have in memory together is about :data:`MEMORY`.
+READ, LEAST_READ = 1024 * 1024, 64 * 1024
+MEMORY = 64 * 1024 * 1024
+
+#: Bytes of a file that are read in threads before the page cache is looked at again.
+STRETCH = 32 * 1024 * 1024
 
 #: Buffers that one call takes (limits.h).
 _IOV_MAX = 1024
@@ -99,7 +108,7 @@ class ThreadedProducer(StaticProducer):
             return
         self._reading = True
         self._threads.submit(
-            partial(gather, self._chunks),
+            partial(gather, self._chunks, BLOCK),
             self._threads.slow_deadline,
             lambda _: self._chunks.close(),
         ).addCallbacks(self._write, self._failed)
@@ -157,12 +166,10 @@ class KernelProducer:
         self._transport = request.transport
         self._threads = threads
         self._parts = deque(body.parts)
-        self._chunks: Chunks | None = None
+        #: What is made of the part before, in threads.
+        self._feed: Feed | None = None
         #: What is sent before the next part is looked at.
         self._data: deque[memoryview] = deque()
-        #: What a thread has brought, and is to be sent then.
-        self._fetched: list[bytes] | None = None
-        self._fetching = False
         self._begun = False
         self._moved = request.reactor.seconds()
         self._timer: IDelayedCall | None = None
@@ -207,11 +214,15 @@ class KernelProducer:
         while left > 0:
             if self._data:
                 sent = self._send_data()
-            elif self._fetched is not None:
-                self._take(self._fetched)
+            elif self._feed is not None:
+                pieces = self._feed.take()
+                if pieces is None:
+                    return
+                if pieces:
+                    self._data.extend(memoryview(piece) for piece in pieces if piece)
+                else:
+                    self._release()
                 continue
-            elif self._fetching:
-                return
             elif not self._parts:
                 self._end(None)
                 return
@@ -237,29 +248,26 @@ class KernelProducer:
             self._data.append(memoryview(part))
             return 0
         if not isinstance(part, Extent):
-            self._chunks = part()
-            self._fetch(partial(gather, self._chunks))
+            self._parts.popleft()
+            self._have_made(part)
             return 0
         size = min(limit, part.stop - part.start)
         if not part.file.is_cached(part.start, size):
-            self._fetch(lambda: [part.file.read(part.start, min(BLOCK, part.stop - part.start))])
+            lap = Extent(part.file, part.start, min(part.stop, part.start + STRETCH))
+            self._advance(part, lap.stop - lap.start)
+            self._have_made(lap.read)
             return 0
         sent = part.file.send(self._transport.getHandle(), part.start, size)
         self._advance(part, sent)
         return sent
 
-    def _take(self, pieces: list[bytes]) -> None:
-        self._fetched = None
-        self._data.extend(memoryview(piece) for piece in pieces if piece)
-        part = self._parts[0]
-        if isinstance(part, Extent):
-            self._advance(part, sum(map(len, pieces)))
-        elif pieces and self._chunks is not None:
-            # More is made while this is sent.
-            self._fetch(partial(gather, self._chunks))
-        else:
-            self._parts.popleft()
-            self._release()
+    def _have_made(self, make: Callable[[int], Chunks]) -> None:
+        assert self._request is not None
+        share = MEMORY // (AHEAD + 1) // max(1, len(self._request.site.active))
+        block = min(READ, max(LEAST_READ, share))
+        self._feed = Feed(
+            self._request.reactor, self._threads, make(block), block, self._arrived, self._failed
+        )
 
     def _advance(self, part: Extent, count: int) -> None:
         if not count:
@@ -274,34 +282,12 @@ class KernelProducer:
             self._request.sentLength += sent
             self._moved = self._request.reactor.seconds()
 
-    def _fetch(self, function: Callable[[], list[bytes]]) -> None:
-        self._fetching = True
-        chunks = self._chunks
-
-        def discard(_: list[bytes]) -> None:
-            # It came too late for anybody to want it.
-            if chunks is not None:
-                chunks.close()
-
-        self._threads.submit(function, self._threads.slow_deadline, discard).addCallbacks(
-            self._arrived, self._failed
-        )
-
-    def _arrived(self, pieces: list[bytes]) -> None:
-        self._fetching = False
-        if self._request is None:
-            self._release()
-            return
-        self._fetched = pieces
+    def _arrived(self) -> None:
         if not self._data:
             self.resumeProducing()
 
     def _failed(self, failure: Failure) -> None:
-        self._fetching = False
-        if self._request is None:
-            self._release()
-        else:
-            self._end(failure)
+        self._end(failure)
 
     def _watch(self) -> None:
         if self._request is None:
@@ -320,17 +306,16 @@ class KernelProducer:
             self._timer.cancel()
         self._data.clear()
         self._parts.clear()
-        if not self._fetching:
-            self._release()
+        self._release()
         if self._transport.connected:
             request.channel.take_transport_back()
         if not self.done.called:
             self.done.callback(result)
 
     def _release(self) -> None:
-        chunks, self._chunks = self._chunks, None
-        if chunks is not None:
-            _close(self._threads, chunks)
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            feed.close()
 
 
 def _close(threads: IThreads, chunks: Chunks) -> None:
