@@ -389,7 +389,7 @@ class CreationTests(XFSTestCase):
         with self.volume.open_root() as root:
             creation = creations.begin(root, bare_id(1).layout)
             assert creation is not None
-            self.addCleanup(creation.close)
+            self.addCleanup(creation.note.close)
         self.make_plain(bare_id(1))
         work = self.volume.create_folder(bare_id(1), None, None)
         self.assertRaises(VFolderExists, result_of, work)

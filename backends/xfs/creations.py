@@ -28,15 +28,12 @@ class Creation:
     A creation that is held.
 
     :param names: of the directory and of those above it, from the root of the volume on.
-    :param note: the note, locked until it is closed.
+    :param note: the note, locked until it is closed. Unless it was taken back, the creation is one
+        that was broken off then.
     """
 
     names: tuple[str, ...]
     note: File
-
-    def close(self) -> None:
-        """Let go of it. Unless it was ended, it is one that was broken off."""
-        self.note.close()
 
 
 def begin(root: Directory, names: Sequence[str]) -> Creation | None:

@@ -434,8 +434,8 @@ class XFSVolume(VFSVolume):
                 if not made and mode is not None:
                     os.fchmod(directory.descriptor, mode)
             except BaseException:
-                self._undo(creation)
-                creation.close()
+                with creation.note:
+                    self._undo(creation)
                 raise
         return creation, directory
 
@@ -449,10 +449,10 @@ class XFSVolume(VFSVolume):
         with self.open_root() as root:
             try:
                 with root.descend("/".join(names)) as directory:
-                    is_used = bool(os.listdir(directory.descriptor))
+                    is_empty = not os.listdir(directory.descriptor)
             except (FileNotFoundError, NotADirectoryError):
-                is_used = True
-            if not is_used:
+                is_empty = False
+            if is_empty:
                 self._throw_away(names)
             with suppress(FileNotFoundError):
                 creations.end(root, creation)
@@ -460,10 +460,8 @@ class XFSVolume(VFSVolume):
     def _undo_creations(self) -> None:
         with self.open_root() as root:
             for creation in creations.broken_off(root):
-                try:
+                with creation.note:
                     self._undo(creation)
-                finally:
-                    creation.close()
 
     def _look(self, names: Sequence[str], missing: StorageProxyError) -> _Place:
         with self._parent(names, missing) as parent:
@@ -524,7 +522,7 @@ class XFSVolume(VFSVolume):
                 project = self._project_of(directory)
         except (OSError, StorageProxyError):
             return plain
-        return plain if project == self._project_of(parent) else f"{plain}-{project}"
+        return plain if project in (0, self._project_of(parent)) else f"{plain}-{project}"
 
     def _remove(self, trash: Directory, name: str, progress: Progress) -> None:
         super()._remove(trash, name, progress)
@@ -545,7 +543,7 @@ def _limit(size: int) -> Limit:
 def _close(begun: tuple[Creation, Directory]) -> None:
     creation, directory = begun
     directory.close()
-    creation.close()
+    creation.note.close()
 
 
 def _missing(vfid: VFolderID) -> StorageProxyError:
