@@ -13,8 +13,9 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from backends.xfs import backend
 from backends.xfs.backend import Options, XFSBackend, connect
+from backends.xfs.projects import IDS, Projects
+from backends.xfs.remote import RemoteProjects
 from storageproxy.config import VolumeSettings, backends
 from storageproxy.durability import Durability
 from storageproxy.errors import BackendFailure, VolumeUnavailable
@@ -78,40 +79,23 @@ class ConnectTests(SynchronousTestCase):
     def connect(self, **options: Any) -> Any:
         return connect(Options(**options), "test", "/mnt", SynchronousThreads(), reactor)
 
-    def load(self, name: str) -> Any:
-        """Stands for what is loaded by name; says what it is made with."""
-
-        class Loaded:
-            def __init__(self, *args: Any) -> None:
-                self.name, self.args, self.more = name, args, {}
-
-            @classmethod
-            def embedded(cls, *args: Any, **more: Any) -> Any:
-                made = cls(*args)
-                made.more = more
-                return made
-
-        return Loaded
-
     def setUp(self) -> None:
-        self.patch(backend, "namedAny", self.load)
         self.patch(os, "geteuid", lambda: 0)
         self.patch(shutil, "which", lambda name, path: f"/usr/sbin/{name}")
 
     def test_embedded(self) -> None:
         """Root sets limits itself, with the registry that it is told."""
         made = self.connect(ids=[5, 9], projects="/p", projid="/q")
-        self.assertEqual(made.name, "backends.xfs.projects.Projects")
-        self.assertIs(made.args[0], reactor)
-        self.assertEqual(made.args[1], "/mnt")
-        self.assertEqual(made.args[3].args, ("/p", "/q"))
-        self.assertEqual(made.more, {"ids": range(5, 10)})
+        self.assertIsInstance(made, Projects)
+        self.assertEqual((made.tree.path, made.ids), ("/mnt", range(5, 10)))
+        self.assertEqual((made.registry.projects, made.registry.projid), ("/p", "/q"))
 
     def test_embedded_defaults(self) -> None:
         """The registry is that of the system, unless another one is named."""
         made = self.connect()
-        self.assertEqual(made.args[3].args, ("/etc/projects", "/etc/projid"))
-        self.assertEqual(made.more, {})
+        self.assertEqual(made.registry.projects, os.path.realpath("/etc/projects"))
+        self.assertEqual(made.registry.projid, os.path.realpath("/etc/projid"))
+        self.assertEqual(made.ids, IDS)
 
     def test_not_root(self) -> None:
         """An ordinary user is told to start the agent."""
@@ -136,8 +120,7 @@ class ConnectTests(SynchronousTestCase):
                 before.connect(path)
                 for _ in range(3):
                     made = self.connect(agent=path)
-                    self.assertEqual(made.name, "backends.xfs.remote.RemoteProjects")
-                    self.assertEqual(made.args, (reactor, path, "/mnt"))
+                    self.assertIsInstance(made, RemoteProjects)
 
     def test_no_agent(self) -> None:
         """An agent that is not there is named, with what to do."""

@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 from attrs import define
-from twisted.python.reflect import namedAny
 from zope.interface import implementer
 
 from backends import vfs
 from backends.xfs.interfaces import IProjects
 from backends.xfs.kernel import LAST_PROJECT, Kernel
+from backends.xfs.projects import IDS, Projects
+from backends.xfs.registry import Registry
+from backends.xfs.remote import RemoteProjects
 from backends.xfs.volume import XFSVolume
 from storageproxy.config import VolumeSettings
 from storageproxy.errors import BackendFailure, VolumeUnavailable
@@ -82,11 +84,9 @@ def connect(options: Options, name: str, path: str, threads: IThreads, reactor: 
     :param threads: its threads.
     :raises StorageProxyError: when it is not there; it says what to do.
     """
-    projects: IProjects
     if options.agent != EMBEDDED:
         _knock(options.agent, name)
-        projects = namedAny("backends.xfs.remote.RemoteProjects")(reactor, options.agent, path)
-        return projects
+        return RemoteProjects(reactor, options.agent, path)
     if os.geteuid():
         raise BackendFailure(
             f"volume {name}: only root can limit projects: start twistd storage-proxy-xfs-agent,"
@@ -94,16 +94,9 @@ def connect(options: Options, name: str, path: str, threads: IThreads, reactor: 
         )
     if shutil.which("xfs_quota", path=_PATH) is None:
         raise BackendFailure(f"volume {name}: there is no xfs_quota: install xfsprogs")
-    registry = namedAny("backends.xfs.registry.Registry")(
-        options.projects or "/etc/projects", options.projid or "/etc/projid"
-    )
-    embedded = namedAny("backends.xfs.projects.Projects").embedded
-    arguments = {}
-    if options.ids is not None:
-        first, last = options.ids
-        arguments["ids"] = range(first, last + 1)
-    projects = embedded(reactor, path, threads, registry, **arguments)
-    return projects
+    registry = Registry(options.projects or "/etc/projects", options.projid or "/etc/projid")
+    ids = IDS if options.ids is None else range(options.ids[0], options.ids[1] + 1)
+    return Projects.embedded(reactor, path, threads, registry, ids)
 
 
 def _knock(path: str, name: str) -> None:
