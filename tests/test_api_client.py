@@ -660,6 +660,7 @@ class StalledTests(MemoryCase):
         stalled = []
         for query in ("", "&archive=true") * 20:
             wire = self.proxy.connect()
+            self.addCleanup(wire.disconnect)
             self.threads.held = True
             relpath = "dir" if query else "dir/file"
             wire.request("GET", self.proxy.download_path(self.vfid, relpath, query))

@@ -200,7 +200,8 @@ class ProcessTests(TestCase):
         protocol = transport.proto
 
         def look() -> None:
-            if transport.pid is None:
+            # Which of both is known first is up to the kernel.
+            if transport.pid is None and protocol._said[1]:
                 said.callback(int(bytes(protocol._said[1])))
             else:
                 reactor.callLater(0.001, look)  # type: ignore[attr-defined]
