@@ -283,6 +283,7 @@ class ErrorTests(AgentCase):
             (errno.EIO, BackendFailure),
             (errno.ESTALE, VolumeUnavailable),
             (errno.EPERM, BackendFailure),
+            (errno.ENOSPC, BackendFailure),
         ):
             error = await self.fails(OSError(number, os.strerror(number)))
             self.assertIs(type(error), kind)

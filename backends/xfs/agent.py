@@ -43,7 +43,7 @@ from backends.xfs.protocol import (
     SetLimit,
     fitting,
     from_account,
-    to_error,
+    is_told,
 )
 from backends.xfs.registry import Registry
 from backends.xfs.settings import AgentSettings
@@ -188,9 +188,13 @@ class AgentProtocol(amp.AMP):
         try:
             return await work(projects)
         except StorageProxyError as error:
-            raise to_error(error) from None
+            raise (error if is_told(error) else BackendFailure(error.message)) from None
         except OSError as error:
-            raise to_error(from_os_error(error, volume)) from None
+            known = from_os_error(error, volume)
+            # The others are about requests of clients, and leave out what they were made on.
+            raise (
+                known if is_told(known) else BackendFailure(f"volume {volume}: {error}")
+            ) from None
         except Exception:
             self.log.failure("A request of {peer} has failed.", peer=self._peer)
             raise BackendFailure("the XFS agent has failed; its log says how") from None

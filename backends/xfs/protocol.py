@@ -17,7 +17,6 @@ from storageproxy.errors import (
     BackendFailure,
     InvalidParameters,
     ShuttingDown,
-    StorageProxyError,
     VolumeUnavailable,
 )
 
@@ -138,6 +137,6 @@ def fitting(lines: Iterable[str]) -> list[str]:
     return fitting
 
 
-def to_error(error: StorageProxyError) -> StorageProxyError:
-    """The error that the other side is told."""
-    return error if isinstance(error, tuple(ERRORS)) else BackendFailure(error.message)
+def is_told(error: Exception) -> bool:
+    """Whether the other side is told an error as it is."""
+    return isinstance(error, tuple(ERRORS))
