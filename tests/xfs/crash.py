@@ -1,0 +1,161 @@
+"""
+Processes that are killed between two steps of their work on projects.
+
+``python -m tests.xfs.crash`` takes orders as lines of JSON and answers each with one. It makes a
+child for each of them, which has loaded all modules already: loading takes seconds in user-mode
+Linux, and there are many places to die at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+
+from backends.xfs.commands import XFSQuota
+from backends.xfs.commits import Commits
+from backends.xfs.interfaces import Limit
+from backends.xfs.kernel import Kernel
+from backends.xfs.projects import Projects
+from backends.xfs.registry import Registry
+from backends.xfs.tree import Tree
+from storageproxy.threads import VolumeThreads
+
+#: Ids that are given, few enough for one to come round again.
+IDS = range(5000, 5100)
+
+
+class Outcome(NamedTuple):
+    """
+    What became of an order.
+
+    :ivar steps: what was done, in order.
+    :ivar killed: whether the process was killed then.
+    :ivar result: what the operation returned, None when it was killed.
+    """
+
+    steps: list[str]
+    killed: bool
+    result: Any
+
+
+class Mortal:
+    """
+    Does what it is told in processes of their own, each of which may be killed at a step.
+
+    :param volume: the directory of the volume.
+    :param registry: the directory of the files ``projects`` and ``projid``.
+    """
+
+    def __init__(self, volume: Path, registry: Path) -> None:
+        self._base = {"volume": str(volume), "registry": str(registry)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.xfs.crash"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+
+    def do(self, operation: str, *arguments: Any, die_after: int | None = None) -> Outcome:
+        """
+        Call a method of :class:`backends.xfs.interfaces.IProjects`.
+
+        :param arguments: paths for directories, and numbers of bytes for limits.
+        :param die_after: the number of steps after which it is killed, None to let it live.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        order = {"operation": operation, "arguments": list(map(_plain, arguments))}
+        self._process.stdin.write(json.dumps({**self._base, **order, "die": die_after}) + "\n")
+        return Outcome(**json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process that takes the orders."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+def _plain(argument: Any) -> Any:
+    return str(argument) if isinstance(argument, Path) else argument
+
+
+def _answer(order: dict[str, Any]) -> Outcome:
+    """Have a child do it, and watch what becomes of it."""
+    source, target = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(source)
+            _work(order, partial(os.write, target))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(target)
+    with open(source, "rb") as said:
+        *steps, result = said.read().decode().split("\n")
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"{order}: status {code}")
+    return Outcome(steps, code != 0, json.loads(result) if result else None)
+
+
+def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
+    """In the child: say each step in a line, and the result after the last one."""
+    from twisted.internet import reactor
+
+    taken = 0
+
+    def step(name: str) -> None:
+        nonlocal taken
+        say(f"{name}\n".encode())
+        taken += 1
+        if taken == order["die"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def ended(result: Any) -> None:
+        say(json.dumps(result, default=str).encode())
+        reactor.stop()
+
+    def failed(failure: Any) -> None:
+        print(failure.getTraceback(), file=sys.stderr, flush=True)
+        os._exit(2)
+
+    threads = VolumeThreads(reactor, "test", size=4, deadline=60.0, long_calls=1)
+    directory = Path(order["registry"])
+    registry = Registry(str(directory / "projects"), str(directory / "projid"), step)
+    projects = Projects(
+        Tree(order["volume"], Kernel()),
+        Commits(registry, threads),
+        XFSQuota(reactor),
+        threads,
+        IDS,
+        step,
+    )
+    arguments = [
+        os.open(one, os.O_RDONLY) if isinstance(one, str) else one for one in order["arguments"]
+    ]
+    # A number after a directory is a limit.
+    if len(arguments) == 2:
+        arguments[1] = Limit(arguments[1])
+    work = getattr(projects, order["operation"])
+    reactor.callWhenRunning(
+        lambda: Deferred.fromCoroutine(work(*arguments)).addCallbacks(ended).addErrback(failed)
+    )
+    reactor.run()
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(_answer(json.loads(line))._asdict()), flush=True)
