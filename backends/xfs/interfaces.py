@@ -7,11 +7,26 @@ handed over as an open descriptor, which cannot be swapped.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from enum import Enum
 from typing import Any
 
 from attrs import frozen
 from zope.interface import Interface
+
+from storageproxy.errors import BackendFailure
+
+
+class NotManaged(BackendFailure):
+    """The directory is none that projects are given to, or has none; the message says why."""
+
+
+class Drifted(BackendFailure):
+    """
+    The project on the directory is not the one that the registry has for it.
+
+    Whoever owns a directory can change its project. Reconciling gives it back.
+    """
 
 
 @frozen
@@ -90,4 +105,77 @@ class IProjects(Interface):
         Bring registry, limits and inodes together, and repair what is safe.
 
         :return: a line for each thing found, in words for the administrator.
+        """
+
+
+class Quotas(Enum):
+    """Whether a file system can limit projects."""
+
+    NOT_XFS = "not XFS"
+    OFF = "off"
+    COUNTED = "counted, not enforced"
+    ENFORCED = "enforced"
+
+
+@frozen
+class Mark:
+    """
+    What the inode of a file or directory says.
+
+    :param project: the project that it is charged to, 0 for none.
+    :param inherited: whether what is made in it belongs to the same project; files never say so.
+    """
+
+    project: int
+    inherited: bool
+
+
+class IKernel(Interface):
+    """
+    What the kernel knows of the projects of a mounted XFS. Every call blocks.
+
+    A descriptor is one that was opened for reading (``O_PATH`` is not enough).
+    """
+
+    def quotas(descriptor: int) -> Quotas:
+        """
+        :param descriptor: any file or directory on the file system.
+        """
+
+    def mark(descriptor: int) -> Mark:
+        """
+        :param descriptor: a regular file or directory.
+        """
+
+    def set_mark(descriptor: int, mark: Mark) -> None:
+        """
+        Charge a file or directory to a project, even when that goes beyond its limit.
+
+        What a directory holds already stays as it is.
+        """
+
+    def account(descriptor: int, project: int) -> Account:
+        """
+        Read limit and usage of a project, which are 0 of one that was never used.
+
+        :param descriptor: any file or directory on the file system.
+        """
+
+    def accounts(descriptor: int) -> Iterator[Account]:
+        """
+        All projects that have a limit or a usage, by their ids.
+
+        :param descriptor: any file or directory on the file system.
+        """
+
+
+class ILimits(Interface):
+    """What sets limits."""
+
+    def set(mount: str, project: int, limit: Limit) -> Coroutine[Any, Any, str]:
+        """
+        Try to limit a project. Whether it was done is for the caller to read from the kernel.
+
+        :param mount: where the file system is mounted.
+        :return: what was said, for the message when it was not done.
         """

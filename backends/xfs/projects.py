@@ -1,0 +1,377 @@
+# -*- test-case-name: tests.test_xfs_projects -*-
+"""
+The projects of a volume, for who has the privilege: the agent, or a daemon that runs as root.
+
+The truth is on the inodes and in the kernel. The registry says which ids are taken, and to which
+directories they were given; it is written first, and what is left of anything that was broken off
+is put right by reconciling.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from backends.xfs.commands import XFSQuota
+from backends.xfs.commits import Commits
+from backends.xfs.interfaces import (
+    Account,
+    Drifted,
+    ILimits,
+    IProjects,
+    Limit,
+    Mark,
+    NotManaged,
+)
+from backends.xfs.kernel import LAST_PROJECT, Kernel
+from backends.xfs.reconcile import Reconciliation
+from backends.xfs.registry import Entries, Registry, name_of, no_step
+from backends.xfs.tree import Tree
+from storageproxy.beneath import File
+from storageproxy.errors import BackendFailure, InvalidParameters
+from storageproxy.interfaces import IThreads
+
+#: The ids that are given when nobody says which.
+IDS = range(1_000_000, LAST_PROJECT + 1)
+
+#: Bytes, or inodes, of the highest limit; xfs_quota takes no larger numbers.
+HIGHEST_LIMIT = 2**62
+
+#: Who wants what is done, for the log.
+asked_by: ContextVar[str] = ContextVar("asked_by", default="this process")
+
+_audit = Logger("backends.xfs.audit")
+
+
+def audit(what: str, **values: Any) -> None:
+    """
+    Tell the log about a change.
+
+    :param what: how it is told.
+    """
+    _audit.info(what + ", for {asked_by}.", asked_by=asked_by.get(), **values)
+
+
+def is_unused(account: Account) -> bool:
+    """Whether the kernel has nothing of a project."""
+    return account.limit == Limit(0) and not account.size and not account.inodes
+
+
+@implementer(IProjects)
+class Projects:
+    """
+    The projects of one volume.
+
+    :param tree: the volume's directories.
+    :param commits: changes the registry.
+    :param limits: an :class:`ILimits`.
+    :param threads: where the calls on the volume are made.
+    :param ids: those that may be given.
+    :param step: called between any two steps, with a name for what was done; for tests that end
+        the process there.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        commits: Commits,
+        limits: ILimits,
+        threads: IThreads,
+        ids: range = IDS,
+        step: Callable[[str], object] = no_step,
+    ) -> None:
+        self.tree = tree
+        self.commits = commits
+        self.threads = threads
+        self.ids = ids
+        self.step = step
+        self._limits = limits
+        self._last = 0
+        self._lock = DeferredLock()
+
+    @classmethod
+    def embedded(
+        cls,
+        reactor: Any,
+        path: str,
+        threads: IThreads,
+        registry: Registry | None = None,
+        ids: range = IDS,
+    ) -> Projects:
+        """
+        Those of a volume of this process, which has to be root.
+
+        :param path: the volume's directory.
+        :param threads: those of the volume.
+        :param registry: ``/etc/projects`` and ``/etc/projid`` when it is left out.
+        """
+        commits = Commits(registry or Registry(), threads)
+        return cls(Tree(path, Kernel()), commits, XFSQuota(reactor), threads, ids)
+
+    @property
+    def registry(self) -> Registry:
+        """The registry."""
+        return self.commits.registry
+
+    async def allocate(self, directory: int) -> int:
+        """See :meth:`backends.xfs.interfaces.IProjects.allocate`."""
+        with File(os.dup(directory)) as held:
+            path, mark = await self.threads.run(self._locate_new, held)
+            busy: frozenset[int] = frozenset()
+            while True:
+                project = await self.assign(path, mark, busy)
+                if await self.threads.run(self._take, held, path, project):
+                    return project
+                # The kernel has an id that the registry has lost, or it was lost by now.
+                busy = await self.threads.run(self.in_use)
+
+    async def account(self, directory: int) -> Account:
+        """See :meth:`backends.xfs.interfaces.IProjects.account`."""
+        with File(os.dup(directory)) as held:
+            return await self.threads.run(self._own_account, held)
+
+    async def set_limit(self, directory: int, limit: Limit) -> Account:
+        """See :meth:`backends.xfs.interfaces.IProjects.set_limit`."""
+        if not (0 <= limit.size <= HIGHEST_LIMIT and 0 <= limit.inodes <= HIGHEST_LIMIT):
+            raise InvalidParameters(f"a limit is a number from 0 to {HIGHEST_LIMIT}")
+        with File(os.dup(directory)) as held:
+            async with self.turn():
+                before = await self.threads.run(self._own_account, held)
+                account = await self._set(before.project, limit)
+                await self.threads.run(self._persist, held)
+        return account
+
+    async def release(self, project: int) -> bool:
+        """See :meth:`backends.xfs.interfaces.IProjects.release`."""
+        async with self.turn():
+            path = await self.threads.run(self._gone_from, project)
+            if path is None:
+                return False
+            return await self.retire(project, path)
+
+    async def reconcile(self) -> list[str]:
+        """See :meth:`backends.xfs.interfaces.IProjects.reconcile`."""
+        return await Reconciliation(self).run()
+
+    # ---- what reconciling needs, too
+
+    async def assign(self, path: str, mark: Mark, busy: frozenset[int] = frozenset()) -> int:
+        """
+        Record a project for a directory, unless there is one.
+
+        :param path: of the directory.
+        :param mark: what is on it; that it is recorded is enough.
+        :param busy: ids that the kernel has something of.
+        """
+
+        def edit(entries: Entries) -> int:
+            current = entries.projects.get(path)
+            if current is not None:
+                if current == mark.project or current not in busy:
+                    return current
+                # It was that of a directory which is in the trash by now.
+                entries.displace(current)
+            last = self._last or max(
+                (one for one in (*entries.paths, *entries.named) if one in self.ids), default=0
+            )
+            project = entries.choose(self.ids, last, busy)
+            entries.place(project, path)
+            self._last = project
+            return project
+
+        known = await self.threads.run(lambda: self.registry.read().projects.get(path))
+        if known is not None and known == mark.project:
+            return known
+        project = await self.commits.apply(edit)
+        self.step("recorded")
+        audit("Project {project} is that of {path}", project=project, path=path)
+        return project
+
+    def in_use(self) -> frozenset[int]:
+        """
+        Look for ids that the kernel has something of. In threads only.
+        """
+        with self.tree.open() as root:
+            return frozenset(
+                account.project
+                for account in self.tree.kernel.accounts(root.descriptor)
+                if account.project in self.ids and not is_unused(account)
+            )
+
+    async def retire(self, project: int, path: str) -> bool:
+        """
+        Take away the limit of a project that has no directory, and give its id back when nothing
+        is charged to it any more. To be done in one's turn.
+
+        :param path: where its directory was; "" when that is not known.
+        :return: whether the id was given back.
+        """
+
+        def displace(entries: Entries) -> bool:
+            if entries.paths.get(project, "") != path:
+                return False
+            entries.displace(project)
+            return True
+
+        def restore(entries: Entries) -> None:
+            if path not in entries.projects:
+                entries.place(project, path)
+
+        if not await self.commits.apply(displace):
+            return False
+        self.step("displaced")
+        is_back: bool = await self.threads.run(self._is_at, path, project)
+        if is_back:
+            # It was made again meanwhile.
+            await self.commits.apply(restore)
+            return False
+        account = await self.threads.run(self._account, project)
+        if account.limit != Limit(0):
+            account = await self._set(project, Limit(0))
+        if not is_unused(account):
+            audit(
+                "Project {project} of {path} has no limit any more, and {size} bytes in {inodes}"
+                " files and directories",
+                project=project,
+                path=path or "no directory",
+                size=account.size,
+                inodes=account.inodes,
+            )
+            return False
+        await self.commits.apply(lambda entries: entries.forget(project))
+        self.step("forgotten")
+        audit(
+            "Project {project} of {path} is released",
+            project=project,
+            path=path or "no directory",
+        )
+        return True
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """
+        For what may not be done by two at once, be it in this process or in another one: setting
+        limits, which would be taken for failed, and giving ids back.
+
+        :return: a context.
+        """
+        await self._lock.acquire()
+        try:
+            root = await self.threads.submit(
+                self.tree.lock, self.threads.deadline, lambda late: late.close()
+            )
+            try:
+                yield
+            finally:
+                self.threads.clean_up(root.close)
+        finally:
+            self._lock.release()
+
+    # ---- in threads
+
+    def _locate_new(self, held: File) -> tuple[str, Mark]:
+        with held.descriptor() as directory:
+            path = self.tree.locate(directory)
+            mark = self._mark(directory)
+            if self.registry.read().projects.get(path) != mark.project and os.listdir(directory):
+                raise NotManaged(f"{path} is not empty: reconciling gives it a project")
+            return path, mark
+
+    def _take(self, held: File, path: str, project: int) -> bool:
+        kernel = self.tree.kernel
+        with held.descriptor() as directory:
+            # First, as another process may be about to mark it, too.
+            account = kernel.account(directory, project)
+            mark = kernel.mark(directory)
+            if mark.project != project and not is_unused(account):
+                return False
+            if mark != Mark(project, True):
+                kernel.set_mark(directory, Mark(project, True))
+                self.step("marked")
+            os.fsync(directory)
+            self.step("synced")
+        # Who retires a project looks for its mark after he has taken its directory from it, so one
+        # of both sees the other.
+        return self.registry.read().projects.get(path) == project
+
+    def _own_account(self, held: File) -> Account:
+        with held.descriptor() as directory:
+            path = self.tree.locate(directory)
+            project = self.registry.read().projects.get(path)
+            if project is None:
+                raise NotManaged(f"{path} has no project: reconciling gives it one")
+            found = self._mark(directory).project
+            if found != project:
+                raise Drifted(
+                    f"{path} has project {found}, and not its own, which is {project}:"
+                    " reconciling gives it back"
+                )
+            return self.tree.kernel.account(directory, project)
+
+    def _mark(self, directory: int) -> Mark:
+        try:
+            return self.tree.kernel.mark(directory)
+        except OSError as error:
+            raise NotManaged(f"a directory has to be open for reading: {error}") from None
+
+    def _account(self, project: int) -> Account:
+        with self.tree.open() as root:
+            return self.tree.kernel.account(root.descriptor, project)
+
+    def _persist(self, held: File) -> None:
+        kernel = self.tree.kernel
+        with held.descriptor() as directory:
+            # fsync(2) of a directory that has not changed does nothing; so, it writes the log of
+            # the file system, which has the limit.
+            kernel.set_mark(directory, kernel.mark(directory))
+            os.fsync(directory)
+
+    def _gone_from(self, project: int) -> str | None:
+        entries = self.registry.read()
+        path = entries.paths.get(project)
+        if path is None:
+            others = entries.named.get(project, frozenset()) - {name_of(project)}
+            if others or project not in self.ids:
+                raise NotManaged(f"project {project} is none of ours")
+            return ""
+        if not self.tree.has(path):
+            raise NotManaged(f"project {project} is that of {path}, not in {self.tree.path}")
+        return None if self._is_at(path, project) else path
+
+    def _is_at(self, path: str, project: int) -> bool:
+        """Whether there is a directory at a path that belongs to a project."""
+        if not path:
+            return False
+        with self.tree.open() as root:
+            found = self.tree.find(root, path)
+            if found is None:
+                return False
+            with found:
+                return self.tree.kernel.mark(found.descriptor).project == project
+
+    # ----
+
+    async def _set(self, project: int, limit: Limit) -> Account:
+        mount = await self.threads.run(lambda: self.tree.mount)
+        said = await self._limits.set(mount, project, limit)
+        self.step("limited")
+        account, block = await self.threads.run(
+            lambda: (self._account(project), os.statvfs(self.tree.path).f_frsize)
+        )
+        wanted = Limit(-(-limit.size // block) * block, limit.inodes)
+        if account.limit != wanted:
+            raise BackendFailure(f"{self.tree.path}: project {project} cannot be limited: {said}")
+        audit(
+            "Project {project} has a limit of {size} bytes and {inodes} inodes (0: none)",
+            project=project,
+            size=wanted.size,
+            inodes=wanted.inodes,
+        )
+        return account

@@ -1,0 +1,256 @@
+# -*- test-case-name: tests.test_xfs_tree -*-
+"""
+The directories of a volume on XFS: where they are, and to which projects they belong.
+
+All of it blocks, and belongs into a volume's threads. People write into the tree meanwhile, so it
+is gone through by descriptor, and without following links.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Container, Iterator
+
+from attrs import define, frozen
+
+from backends.xfs.interfaces import IKernel, Mark, NotManaged, Quotas
+from storageproxy import trees
+from storageproxy.beneath import Directory
+from storageproxy.errors import BackendFailure, InvalidSubpath, NotRegularFile
+from storageproxy.trees import VANISHED, Step, unwatched
+
+_PREFIX, _REST, _SCOPE = (re.compile(f"[0-9a-f]{{{digits}}}") for digits in (2, 28, 32))
+
+_REMEDIES = {
+    Quotas.NOT_XFS: "is not on an XFS file system",
+    Quotas.OFF: "has no project quotas: mount it with -o pquota (they cannot be turned on later;"
+    " for the root file system, rootflags=pquota on the kernel's command line)",
+    Quotas.COUNTED: "has project quotas that are counted and not enforced: mount it with"
+    " -o pquota, not pqnoenforce",
+}
+
+
+@define
+class Seizure:
+    """
+    What was found when a tree was given to a project.
+
+    :param project: the project.
+    :ivar entries: all that is in it, itself included.
+    :ivar changed: how many files and directories had to be changed.
+    :ivar closed: how many could not be looked at, as their permissions do not allow it.
+    """
+
+    project: int
+    entries: int = 0
+    changed: int = 0
+    closed: int = 0
+
+
+@frozen
+class Tree:
+    """
+    The tree of a volume.
+
+    :param path: the volume's directory, absolute and without symbolic links.
+    :param kernel: an :class:`IKernel`.
+    """
+
+    path: str
+    kernel: IKernel
+
+    def open(self) -> Directory:
+        """
+        Open the volume's directory.
+
+        :raises BackendFailure: when projects cannot be limited in it; it says what to do.
+        """
+        root = Directory.open_root(self.path)
+        try:
+            quotas = self.kernel.quotas(root.descriptor)
+            if quotas is not Quotas.ENFORCED:
+                raise BackendFailure(f"{self.path} {_REMEDIES[quotas]}")
+        except BaseException:
+            root.close()
+            raise
+        return root
+
+    def lock(self) -> Directory:
+        """
+        Open the volume's directory, and lock it (flock(2)) until it is closed.
+        """
+        root = self.open()
+        try:
+            fcntl.flock(root.descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            root.close()
+            raise
+        return root
+
+    @property
+    def mount(self) -> str:
+        """Where the file system is mounted that the volume lies on."""
+        device, path = os.stat(self.path).st_dev, self.path
+        while path != "/" and os.stat(above := os.path.dirname(path)).st_dev == device:
+            path = above
+        return path
+
+    def locate(self, directory: int) -> str:
+        """
+        Say where an open directory is.
+
+        The kernel knows it by the descriptor. That is looked for again beneath the volume, as it
+        may have been mounted elsewhere for who opened it.
+
+        :return: its path, which begins with that of the volume.
+        :raises NotManaged: when it is no directory in the volume.
+        """
+        status = os.fstat(directory)
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotManaged("what projects are given to is a directory, and no file")
+        path = os.readlink(f"/proc/self/fd/{directory}")
+        if not self.has(path):
+            raise NotManaged(f"{path} is not in the volume {self.path}")
+        with self.open() as root:
+            if status.st_dev != os.fstat(root.descriptor).st_dev:
+                raise NotManaged(f"{path} is on another file system than the volume {self.path}")
+            try:
+                found = root.open(self.relative(path), os.O_PATH | os.O_NOFOLLOW, links=False)
+            except PermissionError:
+                raise BackendFailure(
+                    f"{path} cannot be looked for: each directory above it has to be searchable"
+                    " for who gives out projects"
+                ) from None
+            except (InvalidSubpath, OSError) as error:
+                raise NotManaged(f"{path} is not there: {error}") from None
+            try:
+                if not os.path.samestat(os.fstat(found), status):
+                    raise NotManaged(f"{path} is another directory by now")
+            finally:
+                os.close(found)
+        return path
+
+    def has(self, path: str) -> bool:
+        """Whether a path names something in the volume."""
+        return path.startswith(self.path.rstrip("/") + "/")
+
+    def relative(self, path: str) -> str:
+        """A path in the volume, from its directory on."""
+        return path[len(self.path.rstrip("/")) + 1 :]
+
+    def find(self, root: Directory, path: str) -> Directory | None:
+        """
+        Open the directory at a path in the volume, unless there is none.
+
+        :param root: the open volume.
+        """
+        try:
+            return root.descend(self.relative(path), links=False)
+        except InvalidSubpath:
+            return None
+        except OSError as error:
+            if error.errno in VANISHED:
+                return None
+            raise
+
+    def folders(self, root: Directory, step: Step = unwatched) -> Iterator[tuple[str, bool]]:
+        """
+        Look for the vfolders of the volume, and for the scopes that have some.
+
+        :param root: the open volume.
+        :return: the path of each, and whether it is a scope; those before the vfolders in them.
+        """
+        yield from self._folders(root, "")
+        for scope in _names(root, ".", _SCOPE):
+            step(1)
+            yield os.path.join(self.path, scope), True
+            yield from self._folders(root, f"{scope}/")
+
+    def _folders(self, root: Directory, above: str) -> Iterator[tuple[str, bool]]:
+        for first in _names(root, above or ".", _PREFIX):
+            for second in _names(root, f"{above}{first}", _PREFIX):
+                for rest in _names(root, f"{above}{first}/{second}", _REST):
+                    yield os.path.join(self.path, f"{above}{first}/{second}/{rest}"), False
+
+    def seize(
+        self,
+        top: Directory,
+        project: int,
+        others: Container[str] = (),
+        step: Step = unwatched,
+    ) -> Seizure:
+        """
+        Give a directory to a project, with all that is in it.
+
+        Links, FIFOs and the like keep theirs, as they cannot be opened.
+
+        :param others: paths beneath it that have projects of their own.
+        :param step: called for each entry.
+        """
+        found = Seizure(project)
+        directories = visited = 0
+        forgive = VANISHED | {errno.EACCES}
+        for path, directory, entries in trees.walk(top, forgive=forgive, step=step):
+            if _is_within(path, others):
+                for _ in entries:
+                    step(1)
+                continue
+            visited += 1
+            found.entries += 1
+            found.changed += self._mark(directory.descriptor, Mark(project, True))
+            for entry in entries:
+                step(1)
+                if entry.is_dir(follow_symlinks=False):
+                    directories += f"{path}/{entry.name}".lstrip("/") not in others
+                    continue
+                found.entries += 1
+                if entry.is_file(follow_symlinks=False):
+                    self._seize_file(directory, entry.name, found)
+        found.closed += max(0, directories + 1 - visited)
+        return found
+
+    def _seize_file(self, directory: Directory, name: str, found: Seizure) -> None:
+        try:
+            with directory.open_file(name, links=False) as file, file.descriptor() as descriptor:
+                found.changed += self._mark(descriptor, Mark(found.project, False))
+        except NotRegularFile:
+            return
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                found.closed += 1
+            elif error.errno not in VANISHED:
+                raise
+
+    def _mark(self, descriptor: int, mark: Mark) -> bool:
+        if self.kernel.mark(descriptor) == mark:
+            return False
+        self.kernel.set_mark(descriptor, mark)
+        return True
+
+
+def _is_within(path: str, others: Container[str]) -> bool:
+    while path:
+        if path in others:
+            return True
+        path = path.rpartition("/")[0]
+    return False
+
+
+def _names(root: Directory, path: str, pattern: re.Pattern[str]) -> list[str]:
+    """The directories in one that have certain names."""
+    try:
+        with root.descend(path, links=False) as directory:
+            with os.scandir(directory.descriptor) as found:
+                return sorted(
+                    entry.name
+                    for entry in found
+                    if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+    except OSError as error:
+        if error.errno in VANISHED:
+            return []
+        raise
