@@ -25,6 +25,7 @@ setup(
         "storageproxy.api",
         "storageproxy.transfer",
         "backends",
+        "backends.xfs",
         "twisted.plugins",
     ],
     package_data={"storageproxy": ["py.typed"], "backends": ["py.typed"]},

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import uuid4
 
@@ -21,8 +21,8 @@ from storageproxy import cloning, removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
 from storageproxy.durability import Durability
-from storageproxy.errors import DiskFull, VFolderExists, VFolderNotFound
-from storageproxy.interfaces import IBackend, IThreads, IVolume
+from storageproxy.errors import DiskFull, QuotaExceeded, VFolderExists, VFolderNotFound
+from storageproxy.interfaces import IBackend, IQuota, IThreads, IVolume
 from storageproxy.schema import Complaint, Duration, structure
 from storageproxy.threads import Progress, VolumeThreads
 from storageproxy.vfolder import UPLOADS, VFolderID
@@ -54,6 +54,22 @@ class Options:
     deadline: Duration = Duration(15.0)
     durability: Durability = Durability.PATCH
 
+    def problems(self) -> list[str]:
+        """A complaint for each value that is of the right type, and is out of bounds."""
+        if not 2 <= self.threads <= 1024:
+            return ["options.threads: a number from 2 to 1024"]
+        return [] if self.deadline > 0 else ["options.deadline: more than 0 seconds"]
+
+    def make_threads(self, name: str, reactor: Any) -> VolumeThreads:
+        """The threads of a volume of this name."""
+        return VolumeThreads(
+            reactor,
+            name,
+            size=self.threads,
+            deadline=self.deadline,
+            long_calls=max(1, self.threads // 4),
+        )
+
 
 @implementer(IVolume)
 class VFSVolume:
@@ -82,6 +98,10 @@ class VFSVolume:
         self._trash_is_full = False
         self._emptying_trash = False
 
+    async def check(self) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.check`."""
+        await self.threads.run(lambda: self.open_root().close())
+
     def open_root(self) -> Directory:
         """See :meth:`storageproxy.interfaces.IVolume.open_root`."""
         return Directory.open_root(self.path)
@@ -94,6 +114,10 @@ class VFSVolume:
             except (FileNotFoundError, NotADirectoryError):
                 raise VFolderNotFound(vfid=str(vfid)) from None
 
+    def changing(self, vfid: VFolderID) -> AbstractContextManager[Directory]:
+        """See :meth:`storageproxy.interfaces.IVolume.changing`."""
+        return self.open_folder(vfid)
+
     def within(
         self,
         vfid: VFolderID,
@@ -104,18 +128,19 @@ class VFSVolume:
         """See :meth:`storageproxy.interfaces.IVolume.within`."""
 
         def call() -> T:
-            with self.open_folder(vfid) as folder:
+            with self.changing(vfid) as folder:
                 return operation(folder, *args, **kwargs)
 
         return self.threads.run(call)
 
     async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.create_folder`."""
-        await self.threads.run(self._create, vfid, mode, False)
+        if not await self.threads.run(self._make, vfid.layout, mode):
+            raise VFolderExists(vfid=str(vfid))
 
     async def delete_folder(self, vfid: VFolderID) -> bool:
         """See :meth:`storageproxy.interfaces.IVolume.delete_folder`."""
-        return await self.threads.run(self._throw_away, vfid)
+        return await self.threads.run(self._throw_away, vfid.layout)
 
     async def empty_trash(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
@@ -145,6 +170,8 @@ class VFSVolume:
                 f"volume {target.name}: the clone needs {needed} bytes,"
                 f" and {capacity - used} are free"
             )
+        if IQuota.providedBy(target):
+            await _check_room(target, target_vfid, needed)
         made = await self._make_target(target, target_vfid)
         try:
             await self.threads.run_long(
@@ -181,42 +208,41 @@ class VFSVolume:
 
     # ---- in threads
 
-    def _create(self, vfid: VFolderID, mode: int | None, exist_ok: bool) -> bool:
-        *above, name = vfid.layout
+    def _make(self, names: Sequence[str], mode: int | None) -> bool:
+        """Make a directory and those above it; False when it is there already."""
+        *above, name = names
         with self.open_root() as root:
             for again in range(_RACES):
                 try:
-                    there = root.grow("/".join(above))
-                    with root.descend("/".join(above)) as parent:
+                    there = root.grow("/".join(above)) if above else 0
+                    with root.descend("/".join(above) or ".") as parent:
                         os.mkdir(name, 0o755 if mode is None else mode, dir_fd=parent.descriptor)
                         if mode is not None:
                             # An explicit mode is meant as it is, whatever the umask.
                             os.chmod(name, mode, dir_fd=parent.descriptor)
                     if self.durability.keeps_files:
                         # After a race there is no telling which of them an earlier round has made.
-                        root.sync_names("/".join(vfid.layout), 0 if again else there)
+                        root.sync_names("/".join(names), 0 if again else there)
                     return True
                 except FileExistsError:
-                    if exist_ok:
-                        return False
-                    raise VFolderExists(vfid=str(vfid)) from None
+                    return False
                 except FileNotFoundError:
                     # The last folder of this prefix was deleted in between.
                     continue
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    def _throw_away(self, vfid: VFolderID) -> bool:
-        *above, name = vfid.layout
+    def _throw_away(self, names: Sequence[str]) -> bool:
+        *above, name = names
         with self.open_root() as root:
             try:
-                parent = root.descend("/".join(above))
+                parent = root.descend("/".join(above) or ".")
             except (FileNotFoundError, NotADirectoryError):
                 return False
             with parent, root.ensure(TRASH, 0o700) as trash:
                 try:
                     os.rename(
                         name,
-                        f"{name}-{uuid4().hex}",
+                        self._name_in_trash(parent, name),
                         src_dir_fd=parent.descriptor,
                         dst_dir_fd=trash.descriptor,
                     )
@@ -224,11 +250,13 @@ class VFSVolume:
                     return False
                 self.durability.at_completion(parent.sync)
             # The scope's directory stays, as the original leaves it.
-            prefix = vfid.layout[:-1]
-            for depth in (len(prefix), len(prefix) - 1):
+            for depth in (len(above), len(above) - 1):
                 with suppress(OSError):
-                    os.rmdir("/".join(prefix[:depth]), dir_fd=root.descriptor)
+                    os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
         return True
+
+    def _name_in_trash(self, parent: Directory, name: str) -> str:
+        return f"{name}-{uuid4().hex}"
 
     def _empty_trash(self, progress: Progress) -> OSError | None:
         failed: OSError | None = None
@@ -240,16 +268,21 @@ class VFSVolume:
             with trash:
                 for name in os.listdir(trash.descriptor):
                     try:
-                        removal.remove(trash, name, progress.step)
+                        self._remove(trash, name, progress)
                     except OSError as error:
-                        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                            # Another worker may be at it too.
-                            with suppress(FileNotFoundError):
-                                os.unlink(name, dir_fd=trash.descriptor)
-                        elif error.errno != errno.ENOENT:
+                        # Another worker may be at it too.
+                        if error.errno != errno.ENOENT:
                             # The others need not stay for that one.
                             failed = error
         return failed
+
+    def _remove(self, trash: Directory, name: str, progress: Progress) -> None:
+        try:
+            removal.remove(trash, name, progress.step)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            os.unlink(name, dir_fd=trash.descriptor)
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:
@@ -269,7 +302,7 @@ class VFSVolume:
     def _copy(
         self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID, progress: Progress
     ) -> None:
-        with self.open_folder(vfid) as source, target.open_folder(target_vfid) as copy:
+        with self.open_folder(vfid) as source, target.changing(target_vfid) as copy:
             cloning.copy(source, copy, progress.step, skip=UPLOADS)
             # One sync for all the files, as one for each would take many times as long. What others
             # write adds to it. A loss is told only to those who were open before it (syncfs(2)).
@@ -281,6 +314,27 @@ class VFSVolume:
             return cloning.can_share(source, root)
 
 
+async def _check_room(target: Any, vfid: VFolderID, needed: int) -> None:
+    """A clone that shares its blocks is charged in full all the same."""
+    room = await target.room(vfid)
+    if room is not None and needed > room:
+        raise QuotaExceeded(
+            f"volume {target.name}: the clone needs {needed} bytes, and its quota leaves {room}"
+        )
+
+
+def check_options(settings: VolumeSettings, cls: type[Options]) -> list[str]:
+    """
+    See :meth:`storageproxy.interfaces.IBackend.check`.
+
+    :param cls: what the options are to be.
+    """
+    try:
+        return structure(settings.options, cls).problems()
+    except Complaint as error:
+        return [f"options.{key}: {why}" for key, why in error.fields.items()]
+
+
 @implementer(IBackend)
 class VFSBackend:
     """``backend = "vfs"``."""
@@ -289,22 +343,10 @@ class VFSBackend:
 
     def check(self, name: str, settings: VolumeSettings) -> list[str]:
         """See :meth:`storageproxy.interfaces.IBackend.check`."""
-        try:
-            options = structure(settings.options, Options)
-        except Complaint as error:
-            return [f"options.{key}: {why}" for key, why in error.fields.items()]
-        if not 2 <= options.threads <= 1024:
-            return ["options.threads: a number from 2 to 1024"]
-        return [] if options.deadline > 0 else ["options.deadline: more than 0 seconds"]
+        return check_options(settings, Options)
 
     def volume(self, name: str, settings: VolumeSettings, reactor: Any) -> VFSVolume:
         """See :meth:`storageproxy.interfaces.IBackend.volume`."""
         options = structure(settings.options, Options)
-        threads = VolumeThreads(
-            reactor,
-            name,
-            size=options.threads,
-            deadline=options.deadline,
-            long_calls=max(1, options.threads // 4),
-        )
+        threads = options.make_threads(name, reactor)
         return VFSVolume(name, settings.path, settings.fsprefix, threads, options.durability)

@@ -38,6 +38,9 @@ SHARE_STEP = 256 * 1024 * 1024
 #: left at most when it is closed, and on network file systems that waits for them.
 WINDOW = 32 * 1024 * 1024
 
+#: Bytes of a block, in which most file systems count.
+BLOCK = 4096
+
 #: Bytes that are copied by way of the daemon, as that costs less than to have the kernel do it.
 SMALL = 64 * 1024
 
@@ -95,8 +98,8 @@ def copy(source: Directory, target: Directory, step: Step, skip: str | None = No
 
 def needed(source: Directory, step: Step, skip: str | None = None) -> int:
     """
-    The bytes that a copy takes where no blocks are shared: neither holes, nor a file again for each
-    of its names.
+    The bytes that a copy takes where no blocks are shared, in whole blocks: neither holes, nor a
+    file again for each of its names.
 
     :param step: as for :func:`copy`.
     :param skip: as for :func:`copy`.
@@ -107,7 +110,11 @@ def needed(source: Directory, step: Step, skip: str | None = None) -> int:
         for entry in entries:
             step()
             status = lstat(entry)
-            if status is None or not stat.S_ISREG(status.st_mode):
+            if status is None:
+                continue
+            taken = status.st_blocks * 512
+            if not stat.S_ISREG(status.st_mode):
+                total += taken
                 continue
             if status.st_nlink > 1:
                 number = (status.st_dev, status.st_ino)
@@ -115,7 +122,8 @@ def needed(source: Directory, step: Step, skip: str | None = None) -> int:
                     continue
                 if len(seen) < MOST_LINKED:
                     seen.add(number)
-            total += min(status.st_size, status.st_blocks * 512)
+            # More than the size is there for what may be added to it.
+            total += min(-(-status.st_size // BLOCK) * BLOCK, taken)
     return total
 
 

@@ -47,6 +47,9 @@ class VolumeConformance(TestCase):
     #: after a restart.
     make_volume: Callable[[str], IVolume]
 
+    #: What :meth:`fill` puts into a folder, as the volume counts it.
+    filled = trees.Usage(4, 13)
+
     def make_path(self) -> str:
         """Make an empty directory that can be a volume; a subclass may take it from a mount."""
         path: str = os.path.realpath(self.mktemp())
@@ -75,7 +78,7 @@ class VolumeConformance(TestCase):
         return os.path.join(root or self.path, *vfid.layout, *names)
 
     def fill(self, vfid: VFolderID) -> None:
-        """Put some of everything into a vfolder: 4 files and links, 13 bytes."""
+        """Put some of everything into a vfolder: 4 files and links, 13 bytes, 2 directories."""
         os.makedirs(self.place(vfid, "sub", "empty"))
         for names, content in (
             (("top.txt",), b"top"),
@@ -306,11 +309,11 @@ class VolumeConformance(TestCase):
     # ---- counting
 
     async def test_usage(self) -> None:
-        """Files and links are counted, with their sizes; directories are not."""
+        """Files and links are counted, with their sizes."""
         await self.volume.create_folder(bare_id(1), None, None)
         self.assertEqual(await self.volume.usage(bare_id(1)), trees.Usage(0, 0))
         self.fill(bare_id(1))
-        self.assertEqual(await self.volume.usage(bare_id(1)), trees.Usage(4, 13))
+        self.assertEqual(await self.volume.usage(bare_id(1)), self.filled)
 
     async def test_usage_missing(self) -> None:
         """Nothing is counted of a folder that does not exist."""
@@ -318,10 +321,10 @@ class VolumeConformance(TestCase):
             await self.volume.usage(bare_id(1))
 
     async def test_used_bytes(self) -> None:
-        """The bytes of a folder are those of its files and links."""
+        """The bytes of a folder are those that its usage tells."""
         await self.volume.create_folder(scoped_id(1), None, None)
         self.fill(scoped_id(1))
-        self.assertEqual(await self.volume.used_bytes(scoped_id(1)), 13)
+        self.assertEqual(await self.volume.used_bytes(scoped_id(1)), self.filled.used_bytes)
 
     async def test_used_bytes_missing(self) -> None:
         """A folder that does not exist has no bytes to tell."""

@@ -215,6 +215,24 @@ class VFolderGone(StorageProxyError):
     title = "VFolder is gone"
 
 
+class QuotaScopeNotFound(StorageProxyError):
+    """The quota scope has no directory."""
+
+    status = 404
+    suffix = "quota-scope/not-found"
+    error_code = "quota-scope_read_not-found"
+    title = "Quota scope not found"
+
+
+class QuotaScopeExists(StorageProxyError):
+    """The quota scope has a directory already."""
+
+    status = 409
+    suffix = "quota-scope/already-exists"
+    error_code = "quota-scope_create_already-exists"
+    title = "Quota scope already exists"
+
+
 class InvalidSubpath(StorageProxyError):
     """The path does not stay inside its vfolder."""
 

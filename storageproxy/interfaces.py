@@ -9,8 +9,10 @@ reports are computed from that (:func:`capabilities`).
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from storageproxy.config import VolumeSettings
     from storageproxy.threads import Progress
     from storageproxy.trees import Usage
-    from storageproxy.vfolder import VFolderID
+    from storageproxy.vfolder import QuotaScopeID, VFolderID
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,6 +117,13 @@ class IVolume(Interface):
     threads = Attribute("Its IThreads.")
     durability = Attribute("The storageproxy.durability.Durability of uploads to it.")
 
+    def check() -> Coroutine[Any, Any, None]:
+        """
+        See whether the volume can be used, as it is configured and mounted.
+
+        :raises storageproxy.errors.StorageProxyError: saying what to do about it.
+        """
+
     def open_root() -> Directory:
         """
         Open the root of the volume. In threads only.
@@ -130,6 +139,17 @@ class IVolume(Interface):
         :raises storageproxy.errors.VFolderNotFound: when there is none.
         """
 
+    def changing(vfid: VFolderID) -> AbstractContextManager[Directory]:
+        """
+        Open a vfolder for as long as something is written to it. In threads only.
+
+        There are file systems that say of a quota that it is the disk which is full: an OSError
+        that leaves the ``with`` block says EDQUOT when it is the quota.
+
+        :return: a context manager with the :class:`storageproxy.beneath.Directory`.
+        :raises storageproxy.errors.VFolderNotFound: when there is none.
+        """
+
     def within(
         vfid: VFolderID,
         operation: Callable[Concatenate[Directory, P], T],
@@ -137,7 +157,7 @@ class IVolume(Interface):
         **kwargs: P.kwargs,
     ) -> Deferred[T]:
         """
-        Call ``operation(folder, *args)`` in a thread, with the open vfolder.
+        Call ``operation(folder, *args)`` in a thread, with the open vfolder, as :meth:`changing`.
 
         :return: a Deferred with what it returns or raises.
         """
@@ -149,7 +169,7 @@ class IVolume(Interface):
         Make a vfolder.
 
         :param mode: its permissions, None for ``0o755`` less the umask.
-        :param quota: its limit in bytes, None for none; backends without quotas ignore it.
+        :param quota: its limit in bytes, None or 0 for none; backends without quotas ignore it.
         :raises storageproxy.errors.VFolderExists:
         """
 
@@ -174,7 +194,8 @@ class IVolume(Interface):
 
     def usage(vfid: VFolderID) -> Coroutine[Any, Any, Usage]:
         """
-        Count files and bytes.
+        Count files and bytes. Where the storage system keeps account of them, its own count is
+        told: directories are among the files then, and bytes are those of whole blocks.
 
         :return: a :class:`storageproxy.trees.Usage`.
         :raises storageproxy.trees.TooSlow: when counting takes more than a few seconds.
@@ -182,7 +203,7 @@ class IVolume(Interface):
 
     def used_bytes(vfid: VFolderID) -> Coroutine[Any, Any, int]:
         """
-        Bytes in a vfolder, however long it takes to count them.
+        Bytes in a vfolder, however long it takes to count them; otherwise as :meth:`usage`.
         """
 
     def fs_usage() -> Coroutine[Any, Any, tuple[int, int]]:
@@ -202,18 +223,79 @@ class IVolume(Interface):
 
 
 class IQuota(Interface):
-    """A volume that can limit the size of a vfolder."""
+    """
+    A volume that can limit the size of a vfolder.
+
+    A limit is in bytes; 0 stands for none. It may be less than what the folder has, which stays
+    then, and cannot grow.
+    """
 
     def get_quota(vfid: VFolderID | None) -> Coroutine[Any, Any, int]:
         """
         :param vfid: a vfolder, or None for the volume.
-        :return: the limit in bytes.
+        :return: the limit that holds.
+        :raises storageproxy.errors.UnsupportedOperation: when it can have none.
         """
 
     def set_quota(vfid: VFolderID | None, size: int) -> Coroutine[Any, Any, None]:
         """
         :param vfid: a vfolder, or None for the volume.
-        :param size: the limit in bytes.
+        :param size: the limit; it is rounded up to what the storage system can count.
+        :raises storageproxy.errors.UnsupportedOperation: when it can have none.
+        :raises storageproxy.errors.InvalidParameters: when there are no such limits.
+        """
+
+    def room(vfid: VFolderID) -> Coroutine[Any, Any, int | None]:
+        """
+        :param vfid: a vfolder, also one that is yet to be made.
+        :return: the bytes that may still be put into it, None where there is no limit. How much the
+            disk has is another question.
+        """
+
+
+@frozen
+class ScopeUsage:
+    """
+    How much of its limit a quota scope has used.
+
+    :param used: bytes, None when they are not counted.
+    :param limit: bytes, None for no limit.
+    """
+
+    used: int | None
+    limit: int | None
+
+
+class IQuotaScope(Interface):
+    """A volume that can limit what all vfolders of a quota scope have together."""
+
+    def create_scope(scope: QuotaScopeID, limit: int | None) -> Coroutine[Any, Any, None]:
+        """
+        Make the directory of a quota scope.
+
+        :param limit: bytes that its vfolders may have together, None or 0 for any number.
+        :raises storageproxy.errors.QuotaScopeExists:
+        """
+
+    def scope_usage(scope: QuotaScopeID) -> Coroutine[Any, Any, ScopeUsage]:
+        """
+        :return: a :class:`ScopeUsage`.
+        :raises storageproxy.errors.QuotaScopeNotFound:
+        """
+
+    def set_scope_limit(scope: QuotaScopeID, limit: int) -> Coroutine[Any, Any, None]:
+        """
+        Limit a quota scope, which is made when it is missing.
+
+        :param limit: bytes, as for :meth:`IQuota.set_quota`.
+        :raises storageproxy.errors.UnsupportedOperation: when its vfolders are limited one by one.
+        """
+
+    def unset_scope_limit(scope: QuotaScopeID) -> Coroutine[Any, Any, None]:
+        """
+        Limit a quota scope no more.
+
+        :raises storageproxy.errors.QuotaScopeNotFound:
         """
 
 

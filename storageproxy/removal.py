@@ -5,7 +5,9 @@ The removal of a directory with all that is in it, while its owner may go on fil
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 from contextlib import suppress
 from uuid import uuid4
 
@@ -17,6 +19,10 @@ MAX_ROUNDS = 100_000
 
 #: Directories whose names are in memory at one time.
 MOST_NAMES = 10_000
+
+#: ``linux/fs.h``: FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, their struct fsxattr, and of its flags
+#: FS_XFLAG_PROJINHERIT: what is made in a directory gets its project. ioctl_xfs_fsgetxattr(2)
+_GET, _SET, _ATTRIBUTES, _HANDED_ON = 0x801C581F, 0x401C5820, struct.Struct("=I24s"), 0x200
 
 
 def remove(parent: Directory, name: str, step: Step = unwatched) -> None:
@@ -87,12 +93,15 @@ def _flatten(top: Directory, name: str, step: Step) -> None:
 
 def _move_up(directory: Directory, name: str, top: Directory) -> None:
     def move() -> None:
-        os.rename(
-            name,
-            f"{name[:32]}-{uuid4().hex}",
-            src_dir_fd=directory.descriptor,
-            dst_dir_fd=top.descriptor,
-        )
+        try:
+            _move(directory, name, top)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # People give directories of theirs another project, and none of another one goes where
+            # one is handed on.
+            _stop_handing_on(top)
+            _move(directory, name, top)
 
     try:
         move()
@@ -100,6 +109,22 @@ def _move_up(directory: Directory, name: str, top: Directory) -> None:
         os.fchmod(directory.descriptor, 0o700)
         _make_writable(directory, name)
         move()
+
+
+def _move(directory: Directory, name: str, top: Directory) -> None:
+    os.rename(
+        name,
+        f"{name[:32]}-{uuid4().hex}",
+        src_dir_fd=directory.descriptor,
+        dst_dir_fd=top.descriptor,
+    )
+
+
+def _stop_handing_on(directory: Directory) -> None:
+    """Take away from a directory what its owner may: that what is in it belongs to its project."""
+    found = fcntl.ioctl(directory.descriptor, _GET, bytes(_ATTRIBUTES.size))
+    flags, rest = _ATTRIBUTES.unpack(found)
+    fcntl.ioctl(directory.descriptor, _SET, _ATTRIBUTES.pack(flags & ~_HANDED_ON, rest))
 
 
 def _unlink_files(directory: Directory, step: Step) -> list[str]:

@@ -46,6 +46,11 @@ class QuotaScopeID:
     def __str__(self) -> str:
         return f"{self.kind}:{self.owner}"
 
+    @property
+    def layout(self) -> tuple[str, ...]:
+        """The name of its directory in the root of the volume."""
+        return (self.owner.hex,)
+
 
 @frozen
 class VFolderID:
@@ -78,7 +83,7 @@ class VFolderID:
         """The names of the directories from the root of the volume down to the vfolder."""
         digits = self.folder.hex
         names = (digits[0:2], digits[2:4], digits[4:])
-        return names if self.scope is None else (self.scope.owner.hex, *names)
+        return names if self.scope is None else (*self.scope.layout, *names)
 
 
 def _uuid(text: str) -> UUID:

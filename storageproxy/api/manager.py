@@ -291,12 +291,10 @@ class ManagerAPI:
     @rpc(app, "POST", "/folder/file/mkdir", MakeDirectories)
     async def make_directories(self, params: MakeDirectories) -> Answer:
         """Make directories, and say of each what became of it."""
-        paths = params.relpath
-        if not 1 <= len(paths) <= MAX_PATHS:
+        if not 1 <= len(params.relpath) <= MAX_PATHS:
             raise InvalidParameters.of({"relpath": f"from 1 to {MAX_PATHS} paths"})
-        success, failed = await self._within(
-            params, _make_each, params.volume, paths, params.parents, params.exist_ok
-        )
+        volume = self._volumes.get(params.volume)
+        success, failed = await volume.threads.run(_make_each, volume, params)
         results = {"results": {"success": success, "failed": failed}}
         if not failed:
             return Answer(results, 200)
@@ -374,7 +372,7 @@ class ManagerAPI:
         volume = self._volumes.get(params.volume)
 
         def delete(progress: Progress) -> None:
-            with volume.open_folder(params.vfid) as folder:
+            with volume.changing(params.vfid) as folder:
                 files.delete(
                     folder, params.volume, params.relpaths, params.recursive, progress.step
                 )
@@ -416,15 +414,18 @@ def _check_subpath(folder: Directory, subpath: str) -> None:
 
 
 def _make_each(
-    folder: Directory, volume: str, paths: list[str], parents: bool, exist_ok: bool
+    volume: IVolume, params: MakeDirectories
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     success: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
-    for path in paths:
+    for path in params.relpath:
         try:
-            files.make_directory(folder, path, parents, exist_ok)
+            with volume.changing(params.vfid) as folder:
+                files.make_directory(folder, path, params.parents, params.exist_ok)
+        except VFolderNotFound:
+            raise
         except OSError as error:
-            failed.append({"msg": from_os_error(error, volume).message, "item": path})
+            failed.append({"msg": from_os_error(error, volume.name).message, "item": path})
         except StorageProxyError as error:
             failed.append({"msg": error.message, "item": path})
         else:

@@ -68,8 +68,9 @@ class Janitor(Service):
         return Deferred.fromCoroutine(self._clean(volume))
 
     async def _clean(self, volume: IVolume) -> None:
-        await self._try(volume, "its trash cannot be emptied", volume.empty_trash())
-        await self._try(volume, "stale uploads cannot be removed", self._sweep(volume))
+        if await self._try(volume, "it cannot be used", volume.check()):
+            await self._try(volume, "its trash cannot be emptied", volume.empty_trash())
+            await self._try(volume, "stale uploads cannot be removed", self._sweep(volume))
 
     async def _sweep(self, volume: IVolume) -> None:
         before = self.clock() - self.lifetime
@@ -83,9 +84,10 @@ class Janitor(Service):
                 removed=removed,
             )
 
-    async def _try(self, volume: IVolume, what: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _try(self, volume: IVolume, what: str, work: Coroutine[Any, Any, None]) -> bool:
         try:
             await work
+            return True
         except Exception as error:
             self._log.warn(
                 "Volume {name}: {what}: {error}. It is tried again in the next round.",
@@ -93,6 +95,7 @@ class Janitor(Service):
                 what=what,
                 error=str(error),
             )
+            return False
 
 
 def sweep(open_root: Callable[[], Directory], before: float, progress: Progress) -> int:

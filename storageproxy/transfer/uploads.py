@@ -255,7 +255,7 @@ class Uploads:
 
 def _within(session: Session, operation: Callable[[Staging], T]) -> T:
     volume = session.volume
-    with volume.open_root() as root, volume.open_folder(session.vfid) as folder:
+    with volume.open_root() as root, volume.changing(session.vfid) as folder:
         return operation(Staging(root, folder, volume.durability))
 
 

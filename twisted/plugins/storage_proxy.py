@@ -14,3 +14,4 @@ storage_proxy = ServiceMaker(
 )
 
 vfs = Backend("vfs", "backends.vfs.VFSBackend")
+xfs = Backend("xfs", "backends.xfs.backend.XFSBackend")

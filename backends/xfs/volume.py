@@ -1,0 +1,531 @@
+# -*- test-case-name: tests.test_xfs_volume -*-
+"""
+A volume on XFS: each vfolder is a project of its own, whose limit the kernel enforces.
+
+A project lies either on the vfolder or on the directory of its quota scope, never on both: the
+kernel moves nothing from one project into another. In a scope that was made or limited as a whole
+(:class:`~storageproxy.interfaces.IQuotaScope`), vfolders belong to the project of the scope. In any
+other scope, and in none, each has its own from the moment it is told to exist.
+
+The project is what a creation puts on the directory last. One without a project that is empty has
+been left by a creation that was broken off, and the next one takes it up.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from attrs import evolve, frozen
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from backends.vfs import VFSVolume
+from backends.xfs.interfaces import (
+    UNLIMITED,
+    Account,
+    IKernel,
+    IProjects,
+    Limit,
+    NotManaged,
+    Quotas,
+)
+from storageproxy.background import Background
+from storageproxy.beneath import Directory
+from storageproxy.durability import Durability
+from storageproxy.errors import (
+    BackendFailure,
+    InvalidParameters,
+    QuotaScopeExists,
+    QuotaScopeNotFound,
+    StorageProxyError,
+    UnsupportedOperation,
+    VFolderExists,
+    VFolderNotFound,
+)
+from storageproxy.interfaces import IQuota, IQuotaScope, IThreads, ScopeUsage
+from storageproxy.schema import ENDLESS
+from storageproxy.threads import Progress
+from storageproxy.trees import Usage
+from storageproxy.vfolder import QuotaScopeID, VFolderID
+
+#: Bytes above which a limit is as good as none. xfs_quota takes no larger ones.
+LARGEST = 2**62
+
+#: The name of a deleted vfolder that has a project.
+_IN_TRASH = re.compile(r".+-[0-9a-f]{32}-([1-9][0-9]*)")
+
+#: Seconds between two tries to release a project: XFS counts what was removed for a moment more.
+LAGS = (0.02, 0.1, 0.5, 2.0)
+
+_MOUNT = (
+    "mount it with the option pquota, in /etc/fstab also; umount it first, as a remount does not"
+    " switch that on"
+)
+_ADVICE = {
+    Quotas.NOT_XFS: 'is not on XFS: mount one there, or say backend = "vfs"',
+    Quotas.OFF: f"is on an XFS without project quotas: {_MOUNT}",
+    Quotas.COUNTED: f"is on an XFS that counts what projects have, but does not limit it: {_MOUNT}",
+}
+
+
+@frozen
+class _Place:
+    """
+    A directory, open.
+
+    :param project: its own project, 0 when it has none.
+    :param inherited: whether it has that of the directory it lies in.
+    """
+
+    directory: Directory
+    project: int
+    inherited: bool
+
+    def close(self) -> None:
+        """Close the directory."""
+        self.directory.close()
+
+
+@implementer(IQuota, IQuotaScope)
+class XFSVolume(VFSVolume):
+    """
+    A tree of vfolders on a mounted XFS.
+
+    What a vfolder with a project holds is told at once, as the kernel counts it: whole blocks, and
+    directories among the files.
+
+    :param reactor: for pauses.
+    :param connect: finds the :class:`~backends.xfs.interfaces.IProjects`, when it is first needed.
+    :param kernel: an :class:`~backends.xfs.interfaces.IKernel`, for what needs no privilege.
+    """
+
+    backend = "xfs"
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        fsprefix: str,
+        threads: IThreads,
+        reactor: IReactorTime,
+        connect: Callable[[], IProjects],
+        kernel: IKernel,
+        durability: Durability = Durability.PATCH,
+    ) -> None:
+        super().__init__(name, path, fsprefix, threads, durability)
+        self._reactor = reactor
+        self._connect = connect
+        self._kernel = kernel
+        self._log = Logger("storageproxy.xfs")
+        #: A call that a manager no longer waits for goes on, with the descriptor that it needs.
+        self._background = Background()
+        self._is_sound = False
+        self._projects: IProjects | None = None
+        #: Projects whose directories have been removed.
+        self._gone: list[int] = []
+
+    async def check(self) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.check`."""
+        await super().check()
+        # Files are served all the same when there is no way to set limits.
+        self._connected()
+
+    def open_root(self) -> Directory:
+        """
+        See :meth:`storageproxy.interfaces.IVolume.open_root`.
+
+        :raises BackendFailure: when the file system cannot limit projects. Each call looks anew,
+            until it can.
+        """
+        root = super().open_root()
+        if not self._is_sound:
+            try:
+                self._inspect(root)
+            except BaseException:
+                root.close()
+                raise
+            self._is_sound = True
+        return root
+
+    @contextmanager
+    def changing(self, vfid: VFolderID) -> Iterator[Directory]:
+        """See :meth:`storageproxy.interfaces.IVolume.changing`."""
+        with self.open_folder(vfid) as folder, self._telling_quota(vfid.layout):
+            yield folder
+
+    async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.create_folder`."""
+        limit = _limit(quota or 0)
+        exists = VFolderExists(vfid=str(vfid))
+        await self._background.run(
+            f"The creation of {vfid}", self._create_folder(vfid, mode, limit, exists)
+        )
+
+    async def empty_trash(self) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
+        try:
+            await super().empty_trash()
+        finally:
+            while self._gone:
+                await self._release(self._gone.pop())
+
+    async def usage(self, vfid: VFolderID) -> Usage:
+        """See :meth:`storageproxy.interfaces.IVolume.usage`."""
+        account = await self._account(vfid.layout, _missing(vfid))
+        if account is None:
+            return await super().usage(vfid)
+        # The kernel counts the vfolder's own directory too.
+        return Usage(max(0, account.inodes - 1), account.size)
+
+    async def used_bytes(self, vfid: VFolderID) -> int:
+        """See :meth:`storageproxy.interfaces.IVolume.used_bytes`."""
+        account = await self._account(vfid.layout, _missing(vfid))
+        return await super().used_bytes(vfid) if account is None else account.size
+
+    async def hardware_info(self) -> dict[str, Any]:
+        """See :meth:`storageproxy.interfaces.IVolume.hardware_info`."""
+        try:
+            await self.check()
+        except (StorageProxyError, OSError) as error:
+            return {"status": "unavailable", "status_info": str(error), "metadata": {}}
+        return await super().hardware_info()
+
+    # ---- IQuota
+
+    async def get_quota(self, vfid: VFolderID | None) -> int:
+        """See :meth:`storageproxy.interfaces.IQuota.get_quota`."""
+        vfid = self._limited(vfid)
+        account = await self._account(vfid.layout, _missing(vfid), self._scope_is_limited())
+        return 0 if account is None else account.limit.size
+
+    async def set_quota(self, vfid: VFolderID | None, size: int) -> None:
+        """See :meth:`storageproxy.interfaces.IQuota.set_quota`."""
+        vfid = self._limited(vfid)
+        refused = UnsupportedOperation(
+            f"volume {self.name}: vfolder {vfid} has no project and is not empty: clone it to one"
+            " that can be limited, or have the projects reconciled if it had one"
+        )
+        await self._background.run(
+            f"The limit of {vfid}",
+            self._set_limit(vfid.layout, _limit(size), _missing(vfid), refused),
+        )
+
+    async def room(self, vfid: VFolderID) -> int | None:
+        """See :meth:`storageproxy.interfaces.IQuota.room`."""
+        account = None
+        with suppress(VFolderNotFound):
+            account = await self._account(vfid.layout, _missing(vfid))
+        if account is None and vfid.scope is not None:
+            with suppress(QuotaScopeNotFound):
+                account = await self._account(vfid.scope.layout, QuotaScopeNotFound())
+        if account is None or not account.limit.size:
+            return None
+        return max(0, account.limit.size - account.size)
+
+    # ---- IQuotaScope
+
+    async def create_scope(self, scope: QuotaScopeID, limit: int | None) -> None:
+        """See :meth:`storageproxy.interfaces.IQuotaScope.create_scope`."""
+        await self._background.run(
+            f"The creation of {scope}",
+            self._create(scope.layout, None, _limit(limit or 0), QuotaScopeExists()),
+        )
+
+    async def scope_usage(self, scope: QuotaScopeID) -> ScopeUsage:
+        """See :meth:`storageproxy.interfaces.IQuotaScope.scope_usage`."""
+        account = await self._account(scope.layout, QuotaScopeNotFound())
+        if account is None:
+            return ScopeUsage(None, None)
+        return ScopeUsage(account.size, account.limit.size or None)
+
+    async def set_scope_limit(self, scope: QuotaScopeID, limit: int) -> None:
+        """See :meth:`storageproxy.interfaces.IQuotaScope.set_scope_limit`."""
+        try:
+            await self._set_scope_limit(scope, _limit(limit))
+        except QuotaScopeNotFound:
+            await self.create_scope(scope, limit)
+
+    async def unset_scope_limit(self, scope: QuotaScopeID) -> None:
+        """See :meth:`storageproxy.interfaces.IQuotaScope.unset_scope_limit`."""
+        if await self._account(scope.layout, QuotaScopeNotFound()) is not None:
+            await self._set_scope_limit(scope, UNLIMITED)
+
+    # ---- in the reactor
+
+    def _connected(self) -> IProjects:
+        """
+        Where limits are set.
+
+        :raises StorageProxyError: when there is no way to do so.
+        """
+        if self._projects is None:
+            self._projects = self._connect()
+        return self._projects
+
+    async def _create_folder(
+        self, vfid: VFolderID, mode: int | None, limit: Limit, exists: StorageProxyError
+    ) -> None:
+        if vfid.scope is None or not await self.threads.run(self._has_project, vfid.scope):
+            await self._create(vfid.layout, mode, limit, exists)
+            return
+        if limit.size:
+            raise self._scope_is_limited()
+        if not await self.threads.run(self._make, vfid.layout, mode):
+            raise exists
+
+    async def _create(
+        self, names: Sequence[str], mode: int | None, limit: Limit, exists: StorageProxyError
+    ) -> None:
+        """
+        Make a directory that has a project, or take up one that has none yet.
+
+        :param exists: raised when it cannot be taken up.
+        """
+        projects = self._connected()
+        made, directory = await self.threads.submit(
+            partial(self._begin, names, mode, exists),
+            self.threads.deadline,
+            lambda begun: begun[1].close(),
+        )
+        try:
+            await projects.allocate(directory.descriptor, limit)
+            await self.threads.run(self.durability.at_completion, directory.sync)
+        except BaseException:
+            if made:
+                await self.threads.run(self._throw_away, names)
+            raise
+        finally:
+            self.threads.clean_up(directory.close)
+
+    async def _account(
+        self,
+        names: Sequence[str],
+        missing: StorageProxyError,
+        inherited: StorageProxyError | None = None,
+    ) -> Account | None:
+        """
+        What the kernel says of the project of a directory.
+
+        :param missing: raised when there is no such directory.
+        :param inherited: raised when it has the project of the one it lies in.
+        :return: None when it has none of its own.
+        """
+
+        async def ask() -> Account | None:
+            async with self._open(names, missing) as place:
+                if place.project:
+                    return await self._connected().account(place.directory.descriptor)
+                if place.inherited and inherited is not None:
+                    raise inherited
+                return None
+
+        return await self._background.run("A look at a quota", ask())
+
+    async def _set_limit(
+        self,
+        names: Sequence[str],
+        limit: Limit,
+        missing: StorageProxyError,
+        refused: StorageProxyError,
+    ) -> None:
+        """
+        :param missing: raised when there is no such directory.
+        :param refused: raised when it has no project, and cannot be given any.
+        """
+        async with self._open(names, missing) as place:
+            if place.inherited:
+                raise self._scope_is_limited()
+            if place.project:
+                projects, descriptor = self._connected(), place.directory.descriptor
+                # Managers say nothing of inodes; an administrator may have.
+                inodes = (await projects.account(descriptor)).limit.inodes
+                await projects.set_limit(descriptor, evolve(limit, inodes=inodes))
+                return
+        await self._create(names, None, limit, refused)
+
+    async def _set_scope_limit(self, scope: QuotaScopeID, limit: Limit) -> None:
+        refused = UnsupportedOperation(
+            f"volume {self.name}: the vfolders of {scope} are limited one by one, as they were made"
+            " before it was"
+        )
+        await self._background.run(
+            f"The limit of {scope}",
+            self._set_limit(scope.layout, limit, QuotaScopeNotFound(), refused),
+        )
+
+    @asynccontextmanager
+    async def _open(
+        self, names: Sequence[str], missing: StorageProxyError
+    ) -> AsyncIterator[_Place]:
+        place = await self.threads.submit(
+            partial(self._look, names, missing), self.threads.deadline, _Place.close
+        )
+        try:
+            yield place
+        finally:
+            self.threads.clean_up(place.close)
+
+    async def _release(self, project: int) -> None:
+        try:
+            for lag in (*LAGS, None):
+                if await self._connected().release(project):
+                    return
+                if lag is not None:
+                    await deferLater(self._reactor, lag)
+        except NotManaged as error:
+            # The owner had given it a project that nobody is to release.
+            self._log.info("Volume {name}: {error}", name=self.name, error=error.message)
+            return
+        except BaseException:
+            self._gone.append(project)
+            raise
+        self._log.info(
+            "Volume {name}: something is still charged to project {project} of a deleted vfolder."
+            " It is free when nothing is, and it was reconciled.",
+            name=self.name,
+            project=project,
+        )
+
+    def _limited(self, vfid: VFolderID | None) -> VFolderID:
+        if vfid is None:
+            raise UnsupportedOperation(
+                f"volume {self.name}: vfolders have quotas, the volume has none: say which (vfid)"
+            )
+        return vfid
+
+    def _scope_is_limited(self) -> StorageProxyError:
+        return UnsupportedOperation(
+            f"volume {self.name}: the quota scope is limited, not the vfolders in it"
+        )
+
+    # ---- in threads
+
+    def _inspect(self, root: Directory) -> None:
+        advice = _ADVICE.get(self._kernel.quotas(root.descriptor))
+        if advice is None and self._kernel.mark(root.descriptor).inherited:
+            advice = "hands its project on to all vfolders: take that away with chattr -P"
+        if advice is not None:
+            raise BackendFailure(f"volume {self.name}: {self.path} {advice}")
+
+    def _make(self, names: Sequence[str], mode: int | None) -> bool:
+        with self._telling_quota(names[:1]):
+            return super()._make(names, mode)
+
+    def _begin(
+        self, names: Sequence[str], mode: int | None, exists: StorageProxyError
+    ) -> tuple[bool, Directory]:
+        """
+        Make a directory, or find the one that is there.
+
+        :return: whether it was made; and the directory, which is empty, has no project, and is
+            locked against others that would give it one.
+        """
+        made = self._make(names, mode)
+        with self._parent(names, exists) as parent:
+            directory = parent.descend(names[-1])
+            try:
+                self._claim(directory, exists)
+                if not made and mode is not None:
+                    os.fchmod(directory.descriptor, mode)
+            except BaseException:
+                directory.close()
+                raise
+        return made, directory
+
+    def _claim(self, directory: Directory, taken: StorageProxyError) -> None:
+        try:
+            fcntl.flock(directory.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken from None
+        # Somebody else may have taken it up before it was locked.
+        if self._project_of(directory) or os.listdir(directory.descriptor):
+            raise taken
+
+    def _look(self, names: Sequence[str], missing: StorageProxyError) -> _Place:
+        with self._parent(names, missing) as parent:
+            try:
+                directory = parent.descend(names[-1])
+            except (FileNotFoundError, NotADirectoryError):
+                raise missing from None
+            try:
+                project = self._project_of(directory)
+                inherited = project != 0 and project == self._project_of(parent)
+            except BaseException:
+                directory.close()
+                raise
+        return _Place(directory, 0 if inherited else project, inherited)
+
+    def _parent(self, names: Sequence[str], missing: StorageProxyError) -> Directory:
+        with self.open_root() as root:
+            try:
+                return root.descend("/".join(names[:-1]) or ".")
+            except (FileNotFoundError, NotADirectoryError):
+                raise missing from None
+
+    def _project_of(self, directory: Directory) -> int:
+        return self._kernel.mark(directory.descriptor).project
+
+    def _has_project(self, scope: QuotaScopeID) -> bool:
+        try:
+            with self._look(scope.layout, QuotaScopeNotFound()).directory as directory:
+                return self._project_of(directory) != 0
+        except QuotaScopeNotFound:
+            return False
+
+    @contextmanager
+    def _telling_quota(self, names: Sequence[str]) -> Iterator[None]:
+        """Say of a full project that it is one; XFS says that there is no space on the device."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOSPC and self._is_tight(names):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)) from error
+            raise
+
+    def _is_tight(self, names: Sequence[str]) -> bool:
+        """Whether a directory has less room than its disk: statfs(2) tells that of its project."""
+        try:
+            with self.open_root() as root, root.descend("/".join(names)) as directory:
+                here = os.fstatvfs(directory.descriptor)
+                disk = os.fstatvfs(root.descriptor)
+        except (OSError, StorageProxyError):
+            return False
+        return here.f_bavail < disk.f_bavail or here.f_favail == 0 < disk.f_favail
+
+    def _name_in_trash(self, parent: Directory, name: str) -> str:
+        """With its project, which can be released when nothing else is left of it."""
+        plain = super()._name_in_trash(parent, name)
+        try:
+            with parent.descend(name, links=False) as directory:
+                project = self._project_of(directory)
+        except (OSError, StorageProxyError):
+            return plain
+        return plain if project == self._project_of(parent) else f"{plain}-{project}"
+
+    def _remove(self, trash: Directory, name: str, progress: Progress) -> None:
+        super()._remove(trash, name, progress)
+        found = _IN_TRASH.fullmatch(name)
+        if found:
+            self._gone.append(int(found[1]))
+
+
+def _limit(size: int) -> Limit:
+    """
+    :param size: bytes, as a manager may give them.
+    """
+    if not 0 <= size <= ENDLESS:
+        raise InvalidParameters.of({"quota": f"from 0 (no limit) to {ENDLESS} bytes"})
+    return UNLIMITED if size > LARGEST else Limit(size)
+
+
+def _missing(vfid: VFolderID) -> StorageProxyError:
+    return VFolderNotFound(vfid=str(vfid))

@@ -1,0 +1,664 @@
+"""
+Volumes on XFS, without XFS: the conformance, and what only they do.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from backends.vfs import TRASH, VFSVolume
+from backends.xfs.interfaces import (
+    UNLIMITED,
+    Account,
+    IKernel,
+    IProjects,
+    Limit,
+    Mark,
+    NotManaged,
+    Quotas,
+)
+from backends.xfs.testing import MemoryKernel, MemoryProjects
+from backends.xfs.volume import LAGS, XFSVolume
+from storageproxy.beneath import Directory
+from storageproxy.conformance_quota import QuotaConformance, ScopeConformance
+from storageproxy.errors import (
+    BackendFailure,
+    StorageProxyError,
+    UnsupportedOperation,
+    VFolderExists,
+    VolumeUnavailable,
+)
+from storageproxy.interfaces import ScopeUsage
+from storageproxy.testing import SynchronousThreads, bare_id, result_of, scoped_id
+from storageproxy.threads import VolumeThreads
+from storageproxy.trees import Usage
+from storageproxy.vfolder import QuotaScopeID, VFolderID
+
+MEBI = 1 << 20
+
+
+class XFSConformance(QuotaConformance, ScopeConformance):
+    filled = Usage(6, 2 * 4096)
+
+    def setUp(self) -> None:
+        self.systems: dict[str, MemoryProjects] = {}
+        super().setUp()
+
+    def projects(self, path: str) -> MemoryProjects:
+        return self.systems.setdefault(path, MemoryProjects(MemoryKernel(path)))
+
+
+class SynchronousXFSTests(XFSConformance, TestCase):
+    def make_volume(self, path: str) -> XFSVolume:
+        projects = self.projects(path)
+        return XFSVolume(
+            "test", path, "", SynchronousThreads(), Clock(), lambda: projects, projects.kernel
+        )
+
+
+class ThreadedXFSTests(XFSConformance, TestCase):
+    def make_volume(self, path: str) -> XFSVolume:
+        projects = self.projects(path)
+        threads = VolumeThreads(reactor, "test", size=8)
+        self.addCleanup(threads.stop)
+        return XFSVolume("test", path, "", threads, reactor, lambda: projects, projects.kernel)
+
+
+class XFSTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = os.path.realpath(self.mktemp())
+        os.makedirs(self.path)
+        self.kernel = MemoryKernel(self.path)
+        self.projects = MemoryProjects(self.kernel)
+        self.clock = Clock()
+        self.volume = self.make_volume()
+
+    def make_volume(self, connect: Callable[[], Any] | None = None) -> XFSVolume:
+        return XFSVolume(
+            "test",
+            self.path,
+            "",
+            SynchronousThreads(),
+            self.clock,
+            connect or (lambda: self.projects),
+            self.kernel,
+        )
+
+    def place(self, vfid: VFolderID, *names: str) -> str:
+        return os.path.join(self.path, *vfid.layout, *names)
+
+    def write(self, vfid: VFolderID, name: str, size: int) -> None:
+        with open(self.place(vfid, name), "wb") as file:
+            file.write(bytes(size))
+
+    def trash(self) -> list[str]:
+        try:
+            return os.listdir(os.path.join(self.path, TRASH))
+        except FileNotFoundError:
+            return []
+
+    def make_plain(self, vfid: VFolderID) -> None:
+        """A folder as a volume of another backend has made it."""
+        plain = VFSVolume("plain", self.path, "", SynchronousThreads())
+        result_of(plain.create_folder(vfid, 0o755, None))
+
+
+class FakeTests(XFSTestCase):
+    def test_interfaces(self) -> None:
+        """The fakes have all that the volume asks of the kernel and of the privileged side."""
+        verifyObject(IKernel, self.kernel)
+        verifyObject(IProjects, self.projects)
+
+    def test_kernel(self) -> None:
+        """A directory counts for its own project, or for that of the nearest one above it."""
+        os.makedirs(os.path.join(self.path, "a", "b"))
+        with self.volume.open_root() as root, root.descend("a") as a, root.descend("a/b") as b:
+            self.assertEqual(self.kernel.mark(b.descriptor), Mark(0, False))
+            self.kernel.set_mark(a.descriptor, Mark(7, True))
+            self.kernel.limits[7] = Limit(4096)
+            self.assertEqual(self.kernel.mark(b.descriptor), Mark(7, True))
+            self.assertEqual(self.kernel.mark(root.descriptor), Mark(0, False))
+            with open(os.path.join(self.path, "a", "b", "file"), "wb") as file:
+                file.write(bytes(5000))
+            expected = Account(7, Limit(4096), 8192, 3)
+            self.assertEqual(self.kernel.account(root.descriptor, 7), expected)
+            self.assertIn(expected, list(self.kernel.accounts(root.descriptor)))
+
+    def test_projects(self) -> None:
+        """Directories get different projects, each of which is free when it holds nothing."""
+        found = []
+        for name in ("a", "b"):
+            os.mkdir(os.path.join(self.path, name))
+            with self.volume.open_root() as root, root.descend(name) as directory:
+                descriptor = directory.descriptor
+                found.append(result_of(self.projects.allocate(descriptor, Limit(5000))))
+                self.assertEqual(result_of(self.projects.allocate(descriptor)), found[-1])
+                account = Account(found[-1], Limit(8192), 0, 1)
+                self.assertEqual(result_of(self.projects.account(descriptor)), account)
+        self.assertEqual(len(set(found)), 2)
+        self.assertFalse(result_of(self.projects.release(found[0])))
+        os.rmdir(os.path.join(self.path, "a"))
+        self.assertTrue(result_of(self.projects.release(found[0])))
+        os.rmdir(os.path.join(self.path, "b"))
+        self.assertEqual(len(result_of(self.projects.reconcile())), 1)
+        self.assertEqual(self.projects.places, {})
+
+
+class CheckTests(XFSTestCase):
+    def test_advice(self) -> None:
+        """A volume where nothing can be limited is not used; each time it says what to do."""
+        for state, word in (
+            (Quotas.NOT_XFS, 'backend = "vfs"'),
+            (Quotas.OFF, "pquota"),
+            (Quotas.COUNTED, "does not limit"),
+        ):
+            self.kernel.state = state
+            for work in (
+                self.volume.check,
+                lambda: self.volume.create_folder(bare_id(1), None, None),
+                lambda: self.volume.used_bytes(bare_id(1)),
+                lambda: self.volume.within(bare_id(1), lambda folder: None),
+                lambda: self.volume.delete_folder(bare_id(1)),
+                self.volume.empty_trash,
+            ):
+                error = self.assertRaises(BackendFailure, result_of, work())
+                self.assertIn(word, error.message)
+                self.assertIn("volume test", error.message)
+        self.assertEqual(os.listdir(self.path), [])
+
+    def test_recovery(self) -> None:
+        """A volume that was mounted rightly at last is used without a restart."""
+        self.kernel.state = Quotas.OFF
+        self.assertRaises(BackendFailure, result_of, self.volume.check())
+        self.kernel.state = Quotas.ENFORCED
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        result_of(self.volume.check())
+
+    def test_looked_at_once(self) -> None:
+        """A volume that is right is not looked at again for each call."""
+        result_of(self.volume.check())
+
+        def fail(descriptor: int) -> Quotas:
+            raise AssertionError("looked at again")
+
+        self.patch(self.kernel, "quotas", fail)
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+
+    def test_project_of_volume(self) -> None:
+        """A volume is refused whose vfolders would all be in one project."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        self.addCleanup(os.close, descriptor)
+        self.kernel.set_mark(descriptor, Mark(5, True))
+        error = self.assertRaises(BackendFailure, result_of, self.volume.check())
+        self.assertIn("chattr -P", error.message)
+
+    def test_hardware_info(self) -> None:
+        """A manager is told what is wrong with a volume."""
+        self.assertEqual(result_of(self.volume.hardware_info())["status"], "healthy")
+        self.volume = self.make_volume()
+        self.kernel.state = Quotas.OFF
+        info = result_of(self.volume.hardware_info())
+        self.assertEqual(info["status"], "unavailable")
+        self.assertIn("pquota", info["status_info"])
+        os.rmdir(self.path)
+        info = result_of(self.volume.hardware_info())
+        self.assertEqual(info["status"], "unavailable")
+
+    def test_no_agent(self) -> None:
+        """Files are served when there is no way to set limits; all else says why it fails."""
+        result_of(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
+        reachable: list[MemoryProjects] = []
+
+        def connect() -> MemoryProjects:
+            if not reachable:
+                raise VolumeUnavailable("start the agent")
+            return reachable[0]
+
+        volume = self.make_volume(connect)
+        self.assertEqual(result_of(volume.within(bare_id(1), lambda folder: 17)), 17)
+        for work in (
+            volume.check(),
+            volume.create_folder(bare_id(2), None, None),
+            volume.get_quota(bare_id(1)),
+            volume.set_quota(bare_id(1), MEBI),
+            volume.used_bytes(bare_id(1)),
+        ):
+            error = self.assertRaises(VolumeUnavailable, result_of, work)
+            self.assertEqual(error.message, "start the agent")
+        self.assertFalse(os.path.exists(self.place(bare_id(2))))
+        reachable.append(self.projects)
+        self.assertEqual(result_of(volume.get_quota(bare_id(1))), 16 * MEBI)
+
+
+class CreationTests(XFSTestCase):
+    def allocated(self) -> int:
+        return len(self.projects.places)
+
+    def test_limited_from_the_beginning(self) -> None:
+        """A folder has its limit before it has the project that makes it a vfolder."""
+        seen: list[Limit] = []
+        set_mark = self.kernel.set_mark
+
+        def see(descriptor: int, mark: Mark) -> None:
+            seen.append(self.kernel.limits[mark.project])
+            set_mark(descriptor, mark)
+
+        self.patch(self.kernel, "set_mark", see)
+        result_of(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
+        self.assertEqual(seen, [Limit(16 * MEBI)])
+
+    def test_on_disk(self) -> None:
+        """The folder is synced after it got its project, as the project is only kept then."""
+        steps: list[str] = []
+        set_mark, sync = self.kernel.set_mark, Directory.sync
+
+        def mark(descriptor: int, mark: Mark) -> None:
+            steps.append("marked")
+            set_mark(descriptor, mark)
+
+        def synced(directory: Directory) -> None:
+            steps.append(os.readlink(f"/proc/self/fd/{directory.descriptor}"))
+            sync(directory)
+
+        self.patch(self.kernel, "set_mark", mark)
+        self.patch(Directory, "sync", synced)
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        self.assertEqual(steps[-2:], ["marked", self.place(bare_id(1))])
+
+    def test_refused(self) -> None:
+        """A folder that cannot get its project is not made, in either layout."""
+        self.projects.refusal = VolumeUnavailable("the agent is gone")
+        for vfid in (bare_id(1), scoped_id(1)):
+            work = self.volume.create_folder(vfid, None, 16 * MEBI)
+            self.assertRaises(VolumeUnavailable, result_of, work)
+            self.assertFalse(os.path.exists(self.place(vfid)))
+        self.projects.refusal = None
+        result_of(self.volume.create_folder(bare_id(1), None, 32 * MEBI))
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 32 * MEBI)
+
+    def test_refused_too_late(self) -> None:
+        """A project that was given to a folder whose creation fails is released again."""
+        allocate = self.projects.allocate
+
+        async def fail(directory: int, limit: Limit = UNLIMITED) -> int:
+            await allocate(directory, limit)
+            raise VolumeUnavailable("no answer")
+
+        self.patch(self.projects, "allocate", fail)
+        work = self.volume.create_folder(bare_id(1), None, None)
+        self.assertRaises(VolumeUnavailable, result_of, work)
+        self.assertEqual(self.allocated(), 1)
+        result_of(self.make_volume().empty_trash())
+        self.assertEqual(self.allocated(), 0)
+
+    def test_broken_off(self) -> None:
+        """A creation that was broken off is taken up by the next one, with what that one says."""
+        self.make_plain(bare_id(1))
+        result_of(self.volume.create_folder(bare_id(1), 0o700, 16 * MEBI))
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 16 * MEBI)
+        self.assertEqual(os.stat(self.place(bare_id(1))).st_mode & 0o777, 0o700)
+        self.assertRaises(
+            VFolderExists, result_of, self.volume.create_folder(bare_id(1), None, None)
+        )
+
+    def test_broken_off_and_refused(self) -> None:
+        """A folder that was there before stays when it cannot get a project."""
+        self.make_plain(bare_id(1))
+        self.projects.refusal = VolumeUnavailable("the agent is gone")
+        work = self.volume.create_folder(bare_id(1), None, None)
+        self.assertRaises(VolumeUnavailable, result_of, work)
+        self.assertTrue(os.path.isdir(self.place(bare_id(1))))
+
+    def test_under_way(self) -> None:
+        """A creation that is under way elsewhere is neither taken up nor taken away."""
+        self.make_plain(bare_id(1))
+        descriptor = os.open(self.place(bare_id(1)), os.O_RDONLY)
+        self.addCleanup(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        work = self.volume.create_folder(bare_id(1), None, None)
+        self.assertRaises(VFolderExists, result_of, work)
+        self.assertTrue(os.path.isdir(self.place(bare_id(1))))
+        self.assertEqual(self.allocated(), 0)
+
+    def test_overtaken(self) -> None:
+        """Of two that make the same folder one succeeds, and it keeps what that one has set."""
+        other = self.make_volume()
+        make = XFSVolume._make
+
+        def overtake(volume: XFSVolume, names: Sequence[str], mode: int | None) -> bool:
+            made = make(volume, names, mode)
+            self.patch(XFSVolume, "_make", make)
+            result_of(other.create_folder(bare_id(1), None, 16 * MEBI))
+            return made
+
+        self.patch(XFSVolume, "_make", overtake)
+        work = self.volume.create_folder(bare_id(1), None, 32 * MEBI)
+        self.assertRaises(VFolderExists, result_of, work)
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 16 * MEBI)
+
+    def test_manager_gone(self) -> None:
+        """A creation goes on when the manager no longer waits for it."""
+        answer: Deferred[None] = Deferred()
+        allocate = self.projects.allocate
+
+        async def wait(directory: int, limit: Limit = UNLIMITED) -> int:
+            await answer
+            return await allocate(directory, limit)
+
+        self.patch(self.projects, "allocate", wait)
+        creation = Deferred.fromCoroutine(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
+        creation.cancel()
+        self.failureResultOf(creation, CancelledError)
+        answer.callback(None)
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 16 * MEBI)
+
+    def test_descriptors(self) -> None:
+        """No call leaves a descriptor open, whether it succeeds or fails."""
+        before = sorted(os.listdir("/proc/self/fd"))
+        for refusal in (None, VolumeUnavailable("gone")):
+            self.projects.refusal = refusal
+            for vfid in (bare_id(1), scoped_id(1), scoped_id(1, 9)):
+                for work in (
+                    self.volume.create_scope(QuotaScopeID.parse(f"user:{9:032x}"), MEBI),
+                    self.volume.create_folder(vfid, 0o755, MEBI),
+                    self.volume.create_folder(vfid, None, None),
+                    self.volume.set_quota(vfid, 2 * MEBI),
+                    self.volume.get_quota(vfid),
+                    self.volume.room(vfid),
+                    self.volume.usage(vfid),
+                    self.volume.used_bytes(vfid),
+                    self.volume.clone_folder(vfid, self.volume, bare_id(2)),
+                    self.volume.delete_folder(vfid),
+                    self.volume.set_quota(vfid, 2 * MEBI),
+                    self.volume.empty_trash(),
+                ):
+                    try:
+                        result_of(work)
+                    except Exception:
+                        pass
+        self.assertEqual(sorted(os.listdir("/proc/self/fd")), before)
+
+
+class QuotaTests(XFSTestCase):
+    def test_of_the_volume(self) -> None:
+        """The volume as a whole has no limit that could be told or set."""
+        for work in (self.volume.get_quota(None), self.volume.set_quota(None, MEBI)):
+            error = self.assertRaises(UnsupportedOperation, result_of, work)
+            self.assertIn("vfid", error.message)
+
+    def test_inodes(self) -> None:
+        """A limit of inodes that an administrator has set stays."""
+        result_of(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
+        [project] = self.projects.places
+        self.kernel.limits[project] = Limit(16 * MEBI, 100)
+        result_of(self.volume.set_quota(bare_id(1), 8 * MEBI))
+        self.assertEqual(self.kernel.limits[project], Limit(8 * MEBI, 100))
+
+    def test_made_elsewhere(self) -> None:
+        """
+        A folder without a project is counted one by one. It is limited when it is empty; else it
+        is told how it could be.
+        """
+        self.make_plain(bare_id(1))
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 0)
+        self.assertIsNone(result_of(self.volume.room(bare_id(1))))
+        self.write(bare_id(1), "file", 13)
+        self.assertEqual(result_of(self.volume.usage(bare_id(1))), Usage(1, 13))
+        self.assertEqual(result_of(self.volume.used_bytes(bare_id(1))), 13)
+        work = self.volume.set_quota(bare_id(1), MEBI)
+        error = self.assertRaises(UnsupportedOperation, result_of, work)
+        self.assertIn("clone", error.message)
+        os.unlink(self.place(bare_id(1), "file"))
+        result_of(self.volume.set_quota(bare_id(1), MEBI))
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), MEBI)
+
+    def test_usage_is_the_kernels(self) -> None:
+        """What a folder holds is not counted by going through it."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+
+        async def account(directory: int) -> Account:
+            return Account(1001, UNLIMITED, 1 << 50, 10**9)
+
+        self.patch(self.projects, "account", account)
+        self.assertEqual(result_of(self.volume.usage(bare_id(1))), Usage(10**9 - 1, 1 << 50))
+        self.assertEqual(result_of(self.volume.used_bytes(bare_id(1))), 1 << 50)
+
+    def test_scope_of_limited_folders(self) -> None:
+        """A scope cannot be limited when its folders are, one by one; nothing of it is counted."""
+        result_of(self.volume.create_folder(scoped_id(1), None, MEBI))
+        scope = scoped_id(1).scope
+        assert scope is not None
+        self.assertEqual(result_of(self.volume.scope_usage(scope)), ScopeUsage(None, None))
+        work = self.volume.set_scope_limit(scope, MEBI)
+        error = self.assertRaises(UnsupportedOperation, result_of, work)
+        self.assertIn("one by one", error.message)
+        result_of(self.volume.unset_scope_limit(scope))
+        self.assertEqual(result_of(self.volume.get_quota(scoped_id(1))), MEBI)
+
+    def test_empty_scope(self) -> None:
+        """A scope whose folders are all deleted can be limited."""
+        result_of(self.volume.create_folder(scoped_id(1), None, MEBI))
+        result_of(self.volume.delete_folder(scoped_id(1)))
+        scope = scoped_id(1).scope
+        assert scope is not None
+        result_of(self.volume.set_scope_limit(scope, MEBI))
+        self.assertEqual(result_of(self.volume.scope_usage(scope)), ScopeUsage(0, MEBI))
+
+
+class FullTests(XFSTestCase):
+    """What an error means that XFS gives for a full disk and for a full project alike."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        result_of(self.volume.create_folder(bare_id(1), None, MEBI))
+        self.room: dict[str, tuple[int, int]] = {}
+
+        def fstatvfs(descriptor: int) -> Any:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            blocks, inodes = self.room[path]
+            return SimpleNamespace(f_bavail=blocks, f_favail=inodes)
+
+        self.patch(os, "fstatvfs", fstatvfs)
+
+    def fail(self, number: int) -> int | None:
+        """The number that an error has outside which has this one inside."""
+
+        def operation(folder: Directory) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with self.assertRaises(OSError) as caught:
+            result_of(self.volume.within(bare_id(1), operation))
+        return caught.exception.errno
+
+    def test_blocks(self) -> None:
+        """The quota is full when it leaves less room than the disk does, else the disk is."""
+        for folder, disk, expected in (
+            ((0, 50), (70, 50), errno.EDQUOT),
+            # What could not be written has been taken back meanwhile.
+            ((60, 50), (70, 50), errno.EDQUOT),
+            ((7, 50), (7, 50), errno.ENOSPC),
+            ((0, 50), (0, 50), errno.ENOSPC),
+            # Kernels up to 6.12 tell the rest of the limit whatever the disk has.
+            ((60, 50), (0, 50), errno.ENOSPC),
+            # No room for inodes.
+            ((70, 0), (70, 50), errno.EDQUOT),
+            ((70, 0), (70, 0), errno.ENOSPC),
+        ):
+            self.room = {self.place(bare_id(1)): folder, self.path: disk}
+            self.assertEqual(self.fail(errno.ENOSPC), expected, (folder, disk))
+
+    def test_other_errors(self) -> None:
+        """Other errors are told as they are."""
+        self.room = {self.place(bare_id(1)): (0, 0), self.path: (70, 50)}
+        for number in (errno.EACCES, errno.EDQUOT, errno.EIO, errno.EXDEV):
+            self.assertEqual(self.fail(number), number)
+
+    def test_folder_gone(self) -> None:
+        """When there is no folder to look at any more, it is the disk."""
+        self.room = {}
+
+        def operation(folder: Directory) -> None:
+            result_of(self.volume.delete_folder(bare_id(1)))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with self.assertRaises(OSError) as caught:
+            result_of(self.volume.within(bare_id(1), operation))
+        self.assertEqual(caught.exception.errno, errno.ENOSPC)
+
+    def test_full_scope(self) -> None:
+        """A folder cannot be made in a scope that is full, and it is told that this is why."""
+        scope = scoped_id(1).scope
+        assert scope is not None
+        result_of(self.volume.create_scope(scope, MEBI))
+        self.room = {os.path.join(self.path, *scope.layout): (0, 50), self.path: (70, 50)}
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.patch(os, "mkdir", fail)
+        with self.assertRaises(OSError) as caught:
+            result_of(self.volume.create_folder(scoped_id(1), None, None))
+        self.assertEqual(caught.exception.errno, errno.EDQUOT)
+
+
+class TrashTests(XFSTestCase):
+    def throw_away(self, vfid: VFolderID) -> None:
+        result_of(self.volume.create_folder(vfid, None, 16 * MEBI))
+        self.write(vfid, "file", 5000)
+        self.assertTrue(result_of(self.volume.delete_folder(vfid)))
+
+    def test_released(self) -> None:
+        """A project is given back, with its limit, when nothing is left of its folder."""
+        self.throw_away(bare_id(1))
+        self.assertEqual(len(self.projects.places), 1)
+        result_of(self.volume.empty_trash())
+        self.assertEqual((self.projects.places, self.kernel.limits), ({}, {}))
+        self.assertEqual(self.trash(), [])
+
+    def test_released_after_restart(self) -> None:
+        """So is one whose folder was deleted before a restart."""
+        for vfid in (bare_id(1), scoped_id(1)):
+            self.throw_away(vfid)
+        result_of(self.make_volume().empty_trash())
+        self.assertEqual((self.projects.places, self.kernel.limits), ({}, {}))
+
+    def test_project_in_the_trash(self) -> None:
+        """What its owner makes of a deleted folder's project changes nothing about which it was."""
+        self.throw_away(bare_id(1))
+        [name] = self.trash()
+        descriptor = os.open(os.path.join(self.path, TRASH, name), os.O_RDONLY)
+        self.addCleanup(os.close, descriptor)
+        self.kernel.set_mark(descriptor, Mark(77, True))
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.projects.places, {})
+
+    def test_lag(self) -> None:
+        """A project to which something is charged for a moment more is released after it."""
+        answers = [False, False, True]
+        asked: list[int] = []
+
+        async def release(project: int) -> bool:
+            asked.append(project)
+            return answers[len(asked) - 1]
+
+        self.patch(self.projects, "release", release)
+        self.throw_away(bare_id(1))
+        [project] = self.projects.places
+        emptying = Deferred.fromCoroutine(self.volume.empty_trash())
+        self.assertEqual(asked, [project])
+        self.clock.pump([LAGS[0], LAGS[1]])
+        self.assertEqual(asked, [project] * 3)
+        self.assertIsNone(self.successResultOf(emptying))
+
+    def test_still_charged(self) -> None:
+        """One to which something stays charged is left to be reconciled."""
+
+        async def release(project: int) -> bool:
+            return False
+
+        self.patch(self.projects, "release", release)
+        self.throw_away(bare_id(1))
+        emptying = Deferred.fromCoroutine(self.volume.empty_trash())
+        self.clock.pump(LAGS)
+        self.assertIsNone(self.successResultOf(emptying))
+
+    def test_agent_gone(self) -> None:
+        """A project that cannot be released now is released in the next round."""
+        self.throw_away(bare_id(1))
+        self.projects.refusal = VolumeUnavailable("the agent is gone")
+        self.assertRaises(VolumeUnavailable, result_of, self.volume.empty_trash())
+        self.assertEqual(self.trash(), [])
+        self.projects.refusal = None
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.projects.places, {})
+
+    def test_not_ours(self) -> None:
+        """A project that is not to be released is no reason to leave the others."""
+        for number in (1, 2):
+            self.throw_away(bare_id(number))
+        release = self.projects.release
+        asked: list[int] = []
+
+        async def refuse(project: int) -> bool:
+            asked.append(project)
+            if len(asked) == 1:
+                raise NotManaged("none of ours")
+            return await release(project)
+
+        self.patch(self.projects, "release", refuse)
+        result_of(self.volume.empty_trash())
+        result_of(self.volume.empty_trash())
+        self.assertEqual(len(asked), 2)
+
+    def test_scope(self) -> None:
+        """The project of a scope is not asked to be released with one of its folders."""
+        asked: list[int] = []
+
+        async def release(project: int) -> bool:
+            asked.append(project)
+            return True
+
+        self.patch(self.projects, "release", release)
+        scope = scoped_id(1).scope
+        assert scope is not None
+        result_of(self.volume.create_scope(scope, MEBI))
+        result_of(self.volume.create_folder(scoped_id(1), None, None))
+        result_of(self.volume.delete_folder(scoped_id(1)))
+        result_of(self.volume.empty_trash())
+        self.assertEqual(asked, [])
+
+    def test_made_elsewhere(self) -> None:
+        """A folder without a project, and what is no folder, are removed and release nothing."""
+        self.make_plain(bare_id(1))
+        with open(self.place(bare_id(2)), "wb"):
+            pass
+        os.symlink("/", self.place(bare_id(3)))
+        for number in (1, 2, 3):
+            self.assertTrue(result_of(self.volume.delete_folder(bare_id(number))))
+        self.projects.refusal = VolumeUnavailable("asked")
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.trash(), [])
+
+    def test_clone_removed(self) -> None:
+        """A clone that fails gives its project back."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+
+        def fail(*args: Any) -> None:
+            raise StorageProxyError("broken off")
+
+        self.patch(self.volume, "_copy", fail)
+        work = self.volume.clone_folder(bare_id(1), self.volume, bare_id(2))
+        self.assertRaises(StorageProxyError, result_of, work)
+        result_of(self.volume.empty_trash())
+        self.assertEqual(list(self.projects.places.values()), [self.place(bare_id(1))])
