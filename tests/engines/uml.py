@@ -31,6 +31,9 @@ DEADLINE = 300.0
 #: Exit statuses, as timeout(1) has them: it took too long; it could not be started.
 TOO_LONG, NOT_STARTED = 124, 125
 
+#: The process groups of machines that are on.
+_running: set[int] = set()
+
 
 def run(command: list[str], output: BinaryIO, deadline: float = DEADLINE) -> int:
     """
@@ -76,6 +79,7 @@ def run(command: list[str], output: BinaryIO, deadline: float = DEADLINE) -> int
             )
         os.close(say)
         os.close(tell)
+        _running.add(machine.pid)
         alarm = threading.Timer(deadline, os.killpg, (machine.pid, signal.SIGKILL))
         alarm.start()
         try:
@@ -90,6 +94,7 @@ def run(command: list[str], output: BinaryIO, deadline: float = DEADLINE) -> int
             if machine.poll() is None:
                 os.killpg(machine.pid, signal.SIGKILL)
                 machine.wait()
+            _running.remove(machine.pid)
         if status:
             return int(status)
         switched_off = machine.returncode == -signal.SIGKILL
@@ -98,6 +103,17 @@ def run(command: list[str], output: BinaryIO, deadline: float = DEADLINE) -> int
         output.write(console.read_bytes())
         output.flush()
         return TOO_LONG if switched_off else NOT_STARTED
+
+
+def switch_off() -> None:
+    """Switch off the machines that other threads have booted."""
+    for group in tuple(_running):
+        os.killpg(group, signal.SIGKILL)
+
+
+def end_on_signal() -> None:
+    """Have SIGTERM raise SystemExit, so that no machine is left."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _script(command: list[str]) -> str:
@@ -136,4 +152,5 @@ def _memory(otherwise: str) -> str:
 
 
 if __name__ == "__main__":
+    end_on_signal()
     sys.exit(run(sys.argv[1:], sys.stdout.buffer))

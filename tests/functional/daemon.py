@@ -112,10 +112,9 @@ class Daemon:
             f"{ssl}"
             f"{manager_settings}\n"
             + "".join(
-                f'[volume.{name}]\n'
+                f"[volume.{name}]\n"
                 f'backend = "{backend if name == volumes[0] else "vfs"}"\n'
-                f'path = "{path}"\n'
-                + (f"{volume_settings}\n" if name == volumes[0] else "")
+                f'path = "{path}"\n' + (f"{volume_settings}\n" if name == volumes[0] else "")
                 for name, path in self.volumes.items()
             )
             + "[debug]\n[logging]\n[logging.pkg-ns]\n"
@@ -123,10 +122,12 @@ class Daemon:
 
     def start(self) -> None:
         """Start the process and return when both ports answer."""
-        become = [] if self.user is None else unprivileged(self.user)
+        command = [TWISTD, "-n", "--pidfile=", "storage-proxy", "--config", str(self.config)]
+        if self.user is not None:
+            command = unprivileged(self.user) + command
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*become, TWISTD, "-n", "--pidfile=", "storage-proxy", "--config", str(self.config)],
+                command,
                 env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

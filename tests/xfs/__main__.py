@@ -31,8 +31,14 @@ def run(module: str) -> int:
 def main(modules: list[str]) -> int:
     """Run some modules, or all of them; 0 when all have passed."""
     found = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
+    uml.end_on_signal()
     with ThreadPoolExecutor(os.cpu_count()) as machines:
-        return int(any(list(machines.map(run, modules or found))))
+        try:
+            return int(any(list(machines.map(run, modules or found))))
+        except BaseException:
+            machines.shutdown(wait=False, cancel_futures=True)
+            uml.switch_off()
+            raise
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Loaded here, so that no child has to.
+from twisted.internet import epollreactor  # noqa: F401
 from twisted.internet.defer import Deferred
 
 from backends.xfs.commands import XFSQuota
@@ -67,15 +69,19 @@ class Mortal:
 
     def do(self, operation: str, *arguments: Any, die_after: int | None = None) -> Outcome:
         """
-        Call a method of :class:`backends.xfs.interfaces.IProjects`.
+        Call a method of :class:`backends.xfs.interfaces.IProjects`, and wait.
 
         :param arguments: paths for directories, and numbers of bytes for limits.
         :param die_after: the number of steps after which it is killed, None to let it live.
+        :raises RuntimeError: what it raised.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         order = {"operation": operation, "arguments": list(map(_plain, arguments))}
         self._process.stdin.write(json.dumps({**self._base, **order, "die": die_after}) + "\n")
-        return Outcome(**json.loads(self._process.stdout.readline()))
+        answer = json.loads(self._process.stdout.readline())
+        if answer["error"] is not None:
+            raise RuntimeError(answer["error"])
+        return Outcome(answer["steps"], answer["killed"], answer["result"])
 
     def close(self) -> None:
         """End the process that takes the orders."""
@@ -89,7 +95,7 @@ def _plain(argument: Any) -> Any:
     return str(argument) if isinstance(argument, Path) else argument
 
 
-def _answer(order: dict[str, Any]) -> Outcome:
+def _answer(order: dict[str, Any]) -> dict[str, Any]:
     """Have a child do it, and watch what becomes of it."""
     source, target = os.pipe()
     child = os.fork()
@@ -105,10 +111,11 @@ def _answer(order: dict[str, Any]) -> Outcome:
     with open(source, "rb") as said:
         *steps, result = said.read().decode().split("\n")
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"{order}: status {code}")
-    return Outcome(steps, code != 0, json.loads(result) if result else None)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if not killed and not result:
+        raise RuntimeError(f"{order}: status {os.waitstatus_to_exitcode(status)}")
+    answer = {"result": None, "error": None} if killed else json.loads(result)
+    return {"steps": steps, "killed": killed, **answer}
 
 
 def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
@@ -124,13 +131,9 @@ def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
         if taken == order["die"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def ended(result: Any) -> None:
-        say(json.dumps(result, default=str).encode())
+    def end(result: Any = None, error: str | None = None) -> None:
+        say(json.dumps({"result": result, "error": error}, default=str).encode())
         reactor.stop()
-
-    def failed(failure: Any) -> None:
-        print(failure.getTraceback(), file=sys.stderr, flush=True)
-        os._exit(2)
 
     threads = VolumeThreads(reactor, "test", size=4, deadline=60.0, long_calls=1)
     directory = Path(order["registry"])
@@ -151,11 +154,13 @@ def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
         arguments[1] = Limit(arguments[1])
     work = getattr(projects, order["operation"])
     reactor.callWhenRunning(
-        lambda: Deferred.fromCoroutine(work(*arguments)).addCallbacks(ended).addErrback(failed)
+        lambda: Deferred.fromCoroutine(work(*arguments)).addCallbacks(
+            end, lambda failure: end(error=failure.getTraceback())
+        )
     )
     reactor.run()
 
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))._asdict()), flush=True)
+        print(json.dumps(_answer(json.loads(line))), flush=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from tests.functional.daemon import Daemon
 from tests.functional.http11 import Answer, OnFolder, WireTestCase, dialects

@@ -1,0 +1,43 @@
+"""
+What every backend has to pass, on a real volume: limited by this process, as root.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from backends.xfs.backend import XFSBackend
+from backends.xfs.volume import XFSVolume
+from storageproxy.config import VolumeSettings
+from storageproxy.conformance_quota import EnforcedQuotaConformance, ScopeConformance
+from storageproxy.trees import Usage
+from tests.xfs import kernel
+
+
+class EmbeddedTests(EnforcedQuotaConformance, ScopeConformance, TestCase):
+    """Limits are set by this process, which is root."""
+
+    filled = Usage(6, 2 * 4096)
+
+    def make_path(self) -> str:
+        """A directory on the mount."""
+        path = kernel.mount() / uuid4().hex
+        path.mkdir()
+        return str(path)
+
+    def options(self) -> dict[str, object]:
+        """``[volume.NAME.options]``"""
+        registry = Path(os.environ["TMPDIR"])
+        return {"projects": str(registry / "projects"), "projid": str(registry / "projid")}
+
+    def make_volume(self, path: str) -> XFSVolume:
+        """A volume as the configuration makes it."""
+        settings = VolumeSettings(backend="xfs", path=path, options=self.options())
+        volume = XFSBackend().volume("test", settings, reactor)
+        self.addCleanup(volume.threads.stop)
+        return volume
