@@ -382,7 +382,12 @@ class LimitTests(ProjectsCase):
         self.assertEqual(found.limit, Limit(12288, 20))
         self.assertEqual(found.inodes, 1)
         self.assertEqual(self.account(path), found)
-        self.assertEqual(self.rig.limits.calls, [(self.mount(), project, Limit(10_000, 20))])
+        self.assertEqual(self.rig.limits.calls, [(self.mount(), project, Limit(12288, 20))])
+
+    def test_small(self) -> None:
+        """A limit of a few bytes is one, though small numbers are none to xfs_quota."""
+        path, _ = self.folder()
+        self.assertEqual(self.set_limit(path, Limit(1)).limit, Limit(4096))
 
     def mount(self) -> str:
         path = self.rig.top

@@ -128,7 +128,7 @@ class MemoryLimits:
         self.calls.append((mount, project, limit))
         self.before()
         if not self.says:
-            size = -(-limit.size // BLOCK) * BLOCK
+            size = -(-(limit.size // 512 * 512) // BLOCK) * BLOCK
             self.kernel.limits[project] = Limit(size, limit.inodes)
             if self.kernel.limits[project] == Limit(0):
                 del self.kernel.limits[project]

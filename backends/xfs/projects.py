@@ -359,13 +359,14 @@ class Projects:
     # ----
 
     async def _set(self, project: int, limit: Limit) -> Account:
-        mount = await self.threads.run(lambda: self.tree.mount)
-        said = await self._limits.set(mount, project, limit)
-        self.step("limited")
-        account, block = await self.threads.run(
-            lambda: (self._account(project), os.statvfs(self.tree.path).f_frsize)
+        mount, block = await self.threads.run(
+            lambda: (self.tree.mount, os.statvfs(self.tree.path).f_frsize)
         )
+        # xfs_quota rounds down to 512 bytes, which makes no limit of a small one.
         wanted = Limit(-(-limit.size // block) * block, limit.inodes)
+        said = await self._limits.set(mount, project, wanted)
+        self.step("limited")
+        account = await self.threads.run(self._account, project)
         if account.limit != wanted:
             raise BackendFailure(f"{self.tree.path}: project {project} cannot be limited: {said}")
         audit(
