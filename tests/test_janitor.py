@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from backends.vfs import TRASH, VFSVolume
-from storageproxy.errors import VolumeUnavailable
+from storageproxy.errors import BackendFailure, VolumeUnavailable
 from storageproxy.testing import (
     SynchronousThreads,
     ThreadedClock,
@@ -208,6 +208,23 @@ class RoundTests(JanitorTestCase):
         self.clock.advance(janitor.INTERVAL)
         self.assertFalse(os.path.exists(stale))
         self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_unusable_volume(self) -> None:
+        """What is wrong with a volume is told at the start, and nothing is tried on it."""
+        told: list[Any] = []
+        self.patch(self.janitor._log, "warn", lambda text, **values: told.append(values))
+
+        async def check() -> None:
+            raise BackendFailure("mount it with pquota")
+
+        async def empty_trash() -> None:
+            raise AssertionError("tried")
+
+        self.volume.check = check  # type: ignore[method-assign]
+        self.volume.empty_trash = empty_trash  # type: ignore[method-assign]
+        self.start()
+        self.assertEqual([one["error"] for one in told], ["mount it with pquota"])
+        self.assertEqual([one["name"] for one in told], ["one"])
 
     def test_hanging_volume(self) -> None:
         """A volume that hangs holds no other one up, in this round and the next."""

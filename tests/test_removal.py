@@ -42,6 +42,26 @@ class _Remove:
         self.assertEqual(os.listdir(self.path), [])
         self.assertOutsideUntouched()
 
+    def test_projects(self: Any) -> None:
+        """Directories of other projects, which cannot be moved at once, are removed too."""
+        self.write(self.at("top", "a", "b", "c", "file"))
+        move = removal._move
+        handed_on = {"top"}
+
+        def refuse(directory: beneath.Directory, name: str, top: beneath.Directory) -> None:
+            if handed_on:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            move(directory, name, top)
+
+        def stop(directory: beneath.Directory) -> None:
+            place = os.readlink(f"/proc/self/fd/{directory.descriptor}")
+            handed_on.remove(os.path.basename(place))
+
+        self.patch(removal, "_move", refuse)
+        self.patch(removal, "_stop_handing_on", stop)
+        removal.remove(self.parent, "top")
+        self.assertEqual(os.listdir(self.path), [])
+
     def test_link_itself(self: Any) -> None:
         """A link in the place of the directory is not followed."""
         os.symlink(self.outside, self.at("link"))

@@ -87,6 +87,13 @@ class IdentifierTests(SynchronousTestCase):
         self.assertRegex(vfid.layout[-1], r"\A[0-9a-f]{28}\Z")
         self.assertEqual("".join(vfid.layout[-3:]), vfid.folder.hex)
 
+    def test_layout_of_scope(self) -> None:
+        """A folder of a scope lies in the directory of the scope."""
+        vfid = VFolderID.parse(f"project:{UUID(int=7)}/{UUID(int=8).hex}")
+        assert vfid.scope is not None
+        self.assertEqual(vfid.scope.layout, ("0" * 31 + "7",))
+        self.assertEqual(vfid.layout[:1], vfid.scope.layout)
+
     @QUICK
     @given(vfolder_ids(), vfolder_ids())
     def test_layouts_differ(self, one: VFolderID, other: VFolderID) -> None:

@@ -72,6 +72,12 @@ class VFSVolumeTests(SynchronousTestCase):
         )
         self.assertFalse(os.path.exists(os.path.join(self.path, *bare_id(2).layout)))
 
+    def test_check(self) -> None:
+        """A volume whose directory is gone says so when it is looked at."""
+        self.assertIsNone(result_of(self.volume.check()))
+        os.rmdir(self.path)
+        self.assertRaises(FileNotFoundError, result_of, self.volume.check())
+
     def test_space_for_what_is_there(self) -> None:
         """A folder of holes, and of files with many names, is cloned where its blocks fit."""
         result_of(self.volume.create_folder(bare_id(1), None, None))
