@@ -80,7 +80,13 @@ def run(command: list[str], output: BinaryIO, deadline: float = DEADLINE) -> int
         os.close(say)
         os.close(tell)
         _running.add(machine.pid)
-        alarm = threading.Timer(deadline, os.killpg, (machine.pid, signal.SIGKILL))
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            os.killpg(machine.pid, signal.SIGKILL)
+
+        alarm = threading.Timer(deadline, give_up)
         alarm.start()
         try:
             with open(said, "rb", buffering=0) as source, open(told, "rb") as result:
@@ -97,12 +103,11 @@ def run(command: list[str], output: BinaryIO, deadline: float = DEADLINE) -> int
             _running.remove(machine.pid)
         if status:
             return int(status)
-        switched_off = machine.returncode == -signal.SIGKILL
-        why = f"was switched off after {deadline:g} s" if switched_off else "has failed"
+        why = f"was switched off after {deadline:g} s" if late.is_set() else "has failed"
         output.write(f"\n{shlex.join(command)}: the machine {why}; its console:\n".encode())
         output.write(console.read_bytes())
         output.flush()
-        return TOO_LONG if switched_off else NOT_STARTED
+        return TOO_LONG if late.is_set() else NOT_STARTED
 
 
 def switch_off() -> None:

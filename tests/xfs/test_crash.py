@@ -165,21 +165,22 @@ class CrashTests(CrashCase):
 
         for _ in self.at_each_step(prepare, "release"):
             self.reconcile()
-            self.assert_sound(kept)
+            self.assert_sound(kept, last)
             self.assert_sound(kept, self.limited_folder())
 
     def test_reconcile(self) -> None:
         """Reconciling itself can be killed, and done again."""
-        kept = self.limited_folder()
+        kept, last = self.limited_folder(), self.limited_folder()
 
         def prepare() -> tuple[()]:
-            changed, gone = self.limited_folder(), self.limited_folder()
-            kernel.set_project(changed, 1)
-            (changed / "escaped").write_bytes(bytes(MEBI))
-            shutil.rmtree(gone)
+            nonlocal last
+            shutil.rmtree(last)
+            last = self.limited_folder()
+            kernel.set_project(last, 1)
+            (last / "escaped").write_bytes(bytes(MEBI))
             (self.registry / "projid").unlink()
             return ()
 
         for _ in self.at_each_step(prepare, "reconcile"):
             self.reconcile()
-            self.assert_sound(kept)
+            self.assert_sound(kept, last)
