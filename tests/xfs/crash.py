@@ -8,13 +8,15 @@ Linux, and there are many places to die at.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +32,6 @@ from backends.xfs.projects import Projects
 from backends.xfs.registry import Registry
 from backends.xfs.tree import Tree
 from storageproxy.threads import VolumeThreads
-
-#: Ids that are given, few enough for one to come round again.
-IDS = range(5000, 5100)
 
 
 class Outcome(NamedTuple):
@@ -55,17 +54,15 @@ class Mortal:
 
     :param volume: the directory of the volume.
     :param registry: the directory of the files ``projects`` and ``projid``.
+    :param ids: those that are given.
     """
 
-    def __init__(self, volume: Path, registry: Path) -> None:
-        self._base = {"volume": str(volume), "registry": str(registry)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.xfs.crash"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
+    def __init__(self, volume: Path, registry: Path, ids: range) -> None:
+        self._base = {
+            "volume": str(volume),
+            "registry": str(registry),
+            "ids": [ids.start, ids.stop],
+        }
 
     def do(self, operation: str, *arguments: Any, die_after: int | None = None) -> Outcome:
         """
@@ -75,20 +72,29 @@ class Mortal:
         :param die_after: the number of steps after which it is killed, None to let it live.
         :raises RuntimeError: what it raised.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        process = _nursery()
+        assert process.stdin is not None and process.stdout is not None
         order = {"operation": operation, "arguments": list(map(_plain, arguments))}
-        self._process.stdin.write(json.dumps({**self._base, **order, "die": die_after}) + "\n")
-        answer = json.loads(self._process.stdout.readline())
+        process.stdin.write(json.dumps({**self._base, **order, "die": die_after}) + "\n")
+        answer = json.loads(process.stdout.readline())
         if answer["error"] is not None:
             raise RuntimeError(answer["error"])
         return Outcome(answer["steps"], answer["killed"], answer["result"])
 
-    def close(self) -> None:
-        """End the process that takes the orders."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+
+@cache
+def _nursery() -> subprocess.Popen[str]:
+    """The process that has the children."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.xfs.crash"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    atexit.register(process.wait)
+    atexit.register(process.stdin.close)  # type: ignore[union-attr]
+    return process
 
 
 def _plain(argument: Any) -> Any:
@@ -143,7 +149,7 @@ def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
         Commits(registry, threads),
         XFSQuota(reactor),
         threads,
-        IDS,
+        range(*order["ids"]),
         step,
     )
     arguments = [
@@ -162,5 +168,8 @@ def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
 
 
 if __name__ == "__main__":
+    # Children would copy what the collector touches.
+    gc.freeze()
+    gc.disable()
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line))), flush=True)

@@ -226,10 +226,11 @@ class Deleting(OnVolume):
         vfid, root = self.create(8 * MEBI)
         (root / "file").write_bytes(bytes(MEBI))
         number = kernel.project(root).id
-        self.assertIn(f"{number}:{root}\n", services.agent().projects.read_text())
+        self.assertEqual(services.agent().recorded()[str(root)], number)
         self.done(self.post("/folder/delete", vfid=vfid))
         self.eventually(lambda: number not in kernel.charges())
-        self.eventually(lambda: str(number) not in services.agent().registered())
+        self.eventually(lambda: number not in services.agent().named())
+        self.assertNotIn(str(root), services.agent().recorded())
 
 
 class Processes(WireTestCase):
