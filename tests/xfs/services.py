@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -130,6 +130,12 @@ def volume(name: str) -> Path:
     path.mkdir()
     os.chown(path, USER, USER)
     return path
+
+
+@cache
+def spare_volumes() -> Iterator[Path]:
+    """Volumes that the agents have beside that of the daemons, each of them once."""
+    return iter([volume(f"spare-{number}") for number in range(SPARE)])
 
 
 @cache

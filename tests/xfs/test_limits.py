@@ -161,7 +161,7 @@ class Uploading(OnVolume, OnUpload):
 
     def test_into_full(self) -> None:
         """A session cannot even begin where nothing fits; it can when something was removed."""
-        self.done(self.post("/folder/file/delete", relpaths=[".upload"], recursive=True))
+        self.client("DELETE", self.target, {"Tus-Resumable": "1.0.0"})
         (self.root / "large").write_bytes(bytes(MEBI))
         self.limit(MEBI)
         self.full(self.post("/folder/file/upload", relpath="file", size=self.size))
