@@ -14,10 +14,11 @@ import secrets
 import threading
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, NewType, TypeVar
 from urllib.parse import quote
 
 from attrs import evolve, field, frozen
@@ -38,6 +39,8 @@ from storageproxy.schema import (
     text,
     whole_number,
 )
+
+T = TypeVar("T")
 
 FILE_NAME = "storage-proxy.toml"
 
@@ -240,6 +243,16 @@ def load(path: Path) -> Configuration:
 
     :raises ConfigurationError: with a line for each problem, naming file and key.
     """
+    return read(path, check)
+
+
+def read(path: Path, check: Callable[[Mapping[str, Any]], T]) -> T:
+    """
+    Read a TOML file.
+
+    :param check: makes sense of it, or raises a ConfigurationError.
+    :raises ConfigurationError: with a line for each problem, naming the file.
+    """
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
@@ -344,16 +357,7 @@ def _check_values(found: Configuration) -> Iterable[str]:
         yield "storage-proxy.scandir-limit: a whole number of 0 (no limit) or more"
     if found.api.manager.delete_status not in (202, 204, 410):
         yield "api.manager.delete-status: one of 202, 204, 410"
-    if found.logging.level.upper() not in _LEVELS:
-        yield f"logging.level: one of {', '.join(_LEVELS)}"
-    for driver in found.logging.drivers:
-        if driver not in ("console", "file", "logstash"):
-            yield "logging.drivers: a list of console, file, logstash"
-    if "file" in found.logging.drivers and found.logging.file is None:
-        yield "logging.file: is required, as logging.drivers has file"
-    file = found.logging.file
-    if file is not None and not 1 <= file.backup_count <= 100:
-        yield "logging.file.backup-count: a whole number from 1 to 100"
+    yield from check_logging(found.logging)
     for name, volume in found.volume.items():
         prefix = volume.x_accel_redirect
         if prefix is not None and not (
@@ -370,6 +374,24 @@ def _check_values(found: Configuration) -> Iterable[str]:
 
 
 _LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def check_logging(logging: LoggingSettings) -> Iterable[str]:
+    """
+    Look at the table ``[logging]``.
+
+    :return: a line for each problem.
+    """
+    if logging.level.upper() not in _LEVELS:
+        yield f"logging.level: one of {', '.join(_LEVELS)}"
+    for driver in logging.drivers:
+        if driver not in ("console", "file", "logstash"):
+            yield "logging.drivers: a list of console, file, logstash"
+    if "file" in logging.drivers and logging.file is None:
+        yield "logging.file: is required, as logging.drivers has file"
+    file = logging.file
+    if file is not None and not 1 <= file.backup_count <= 100:
+        yield "logging.file.backup-count: a whole number from 1 to 100"
 
 
 def _check_listeners(found: Configuration) -> Iterable[str]:
@@ -482,19 +504,27 @@ def _account(value: object, kind: str) -> int:
         raise ValueError(f"no such {kind}: {value}") from None
 
 
-def _kebab(value: object, cls: type) -> object:
-    """Later releases take keys with dashes and with underscores alike."""
+def register_tables(*classes: type) -> None:
+    """
+    Have tables made into attrs classes whose keys have dashes, or underscores: later releases of
+    the original take both.
+    """
+    for cls in classes:
+        make: Callable[[Any, type], object] = converter.gen_structure_attrs_fromdict(cls)
+        converter.register_structure_hook(cls, partial(_kebab, make))
+
+
+def _kebab(make: Callable[[Any, type], object], value: object, cls: type) -> object:
     if not isinstance(value, Mapping):
         raise ValueError("expected a table")
-    return _structure_fields[cls]({key.replace("-", "_"): item for key, item in value.items()}, cls)
+    return make({key.replace("-", "_"): item for key, item in value.items()}, cls)
 
 
-_structure_fields: dict[type, Any] = {}
 register(Address, _address)
 register(Networks, _networks)
 register(UserID, lambda value: _account(value, "user"))
 register(GroupID, lambda value: _account(value, "group"))
-for _cls in (
+register_tables(
     DebugSettings,
     FileLogSettings,
     LoggingSettings,
@@ -505,6 +535,4 @@ for _cls in (
     ApiSettings,
     ProxySettings,
     Configuration,
-):
-    _structure_fields[_cls] = converter.gen_structure_attrs_fromdict(_cls)
-    converter.register_structure_hook(_cls, _kebab)
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -26,7 +26,7 @@ from twisted.logger import (
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
-from storageproxy.config import Configuration
+from storageproxy.config import LoggingSettings
 
 _REQUEST = (
     "method",
@@ -98,13 +98,13 @@ class JSONObserver:
         self._flush()
 
 
-def drivers(settings: Configuration, stdout: TextIO | None = None) -> list[JSONObserver]:
+def drivers(settings: LoggingSettings, stdout: TextIO | None = None) -> list[JSONObserver]:
     """
     Where the configuration wants the log to go.
     """
     observers: list[JSONObserver] = []
-    if "file" in settings.logging.drivers and settings.logging.file is not None:
-        wanted = settings.logging.file
+    if "file" in settings.drivers and settings.file is not None:
+        wanted = settings.file
         os.makedirs(wanted.path, exist_ok=True)
         file = LogFile(
             wanted.filename,
@@ -113,13 +113,23 @@ def drivers(settings: Configuration, stdout: TextIO | None = None) -> list[JSONO
             maxRotatedFiles=wanted.backup_count,
         )
         observers.append(JSONObserver(file.write, file.flush))
-    if "console" in settings.logging.drivers or not observers:
+    if "console" in settings.drivers or not observers:
         console = stdout or sys.stdout
         observers.append(JSONObserver(console.write, console.flush))
     return observers
 
 
-def observer(settings: Configuration, debug: bool, observers: Sequence[JSONObserver]) -> Any:
+def is_ours(parent: Mapping[str, Any]) -> bool:
+    """
+    Whether we write the log. What twistd was told about it counts more than the configuration.
+
+    :param parent: its options. In the background there is no standard output.
+    """
+    elsewhere = any(parent.get(name) for name in ("logfile", "logger", "syslog"))
+    return bool(parent.get("nodaemon", True)) and not elsewhere
+
+
+def observer(settings: LoggingSettings, debug: bool, observers: Sequence[JSONObserver]) -> Any:
     """
     What the configuration wants of the log.
 
@@ -127,7 +137,7 @@ def observer(settings: Configuration, debug: bool, observers: Sequence[JSONObser
     :param observers: who gets it.
     :return: an :class:`ILogObserver`.
     """
-    level = LogLevel.debug if debug else _LEVELS[settings.logging.level.upper()]
+    level = LogLevel.debug if debug else _LEVELS[settings.level.upper()]
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
 
     @implementer(ILogObserver)

@@ -92,20 +92,15 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from storageproxy.daemon import Daemon
-    from storageproxy.logs import drivers, observer, retell
+    from storageproxy.logs import drivers, is_ours, observer, retell
 
     settings = options.settings
     greeting = ""
     if options["standalone"]:
         greeting = _GREETING.format(directory=Path(options["standalone"]).absolute())
-    parent: Any = options.parent or {}
-    # What twistd was told about its log counts more than the configuration.
-    # A daemon in the background has no standard output.
-    own_log = parent.get("nodaemon", True) and not any(
-        parent.get(name) for name in ("logfile", "logger", "syslog")
-    )
+    own_log = is_ours(options.parent or {})
     debug = bool(options["debug"]) or settings.debug.enabled
-    outputs = drivers(settings) if own_log else []
+    outputs = drivers(settings.logging) if own_log else []
 
     def take_lines(lines: str) -> None:
         for output in outputs:
@@ -126,7 +121,7 @@ def makeService(options: Options) -> IService:
             from storageproxy.service import StorageProxy
 
             serving = StorageProxy(settings, reactor)
-        log_observer = observer(settings, debug, outputs) if own_log else None
+        log_observer = observer(settings.logging, debug, outputs) if own_log else None
         return Daemon(settings, serving, reactor, log_observer, greeting)
     except ConfigurationError as error:
         _refuse(error)

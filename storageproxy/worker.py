@@ -87,7 +87,7 @@ def serve(instructions: Instructions, reactor: Any) -> None:
 def log(instructions: Instructions) -> None:
     """Begin to log to standard output, saying who this is."""
     stdout = JSONObserver(sys.stdout.write, sys.stdout.flush)
-    tell = observer(instructions.settings, instructions.debug, [stdout])
+    tell = observer(instructions.settings.logging, instructions.debug, [stdout])
 
     @implementer(ILogObserver)
     def tell_who(event: LogEvent) -> None:

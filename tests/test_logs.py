@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 
 from storageproxy import config, logs
 from storageproxy.logs import JSONObserver, drivers, line, observer, retell
-from storageproxy.schema import ByteSize, Duration, Text
+from storageproxy.schema import ByteSize, Text
 from tests.harness import Events
 from tests.strategies import QUICK
 
@@ -49,20 +49,9 @@ def emitted(emit: Callable[[Logger], object]) -> list[LogEvent]:
     return events
 
 
-def settings(level: str = "INFO", **logging: Any) -> config.Configuration:
-    """A configuration with a log."""
-    address = config.Address(("", 0))
-    return config.Configuration(
-        storage_proxy=config.ProxySettings(
-            node_id=Text("n"), secret=Text("s"), session_expire=Duration(60.0)
-        ),
-        api=config.ApiSettings(
-            client=config.ListenerSettings(address),
-            manager=config.ManagerSettings(address, secret=Text("s")),
-        ),
-        volume={},
-        logging=config.LoggingSettings(level=level, **logging),
-    )
+def settings(level: str = "INFO", **logging: Any) -> config.LoggingSettings:
+    """What a configuration says of the log."""
+    return config.LoggingSettings(level=level, **logging)
 
 
 class LineTests(SynchronousTestCase):
@@ -230,7 +219,7 @@ class ObserverTests(SynchronousTestCase):
         self.patch(logs, "LogFile", Closing)
 
     def lines(
-        self, configuration: config.Configuration, debug: bool = False
+        self, configuration: config.LoggingSettings, debug: bool = False
     ) -> list[dict[str, Any]]:
         """What is on the console after an event of each level."""
         console = io.StringIO()

@@ -119,27 +119,45 @@ class DriftTests(ReconcileCase):
             self.assertLine(self.reconcile(), f"project {project}", "1 files", "not in it")
         self.assertEqual(self.kernel.of(self.rig.path("file")).project, project)
 
-    def test_closed(self) -> None:
-        """What may not be looked at is counted, and the rest is repaired."""
-        path, project = self.folder(1)
-        for name in ("a", "b", "c"):
-            self.kernel.put(self.kernel.make(os.path.join(path, name), b""), 0)
-        self.kernel.make(os.path.join(path, "directory"))
+    def close(self, *names: str) -> None:
+        """Have permissions in the way of what ends so."""
 
-        def refuse(real: Callable[..., object], name: str) -> Callable[..., object]:
+        def refuse(real: Callable[..., object]) -> Callable[..., object]:
             def wrapped(directory: object, path: str, *args: object, **more: object) -> object:
-                if path == name:
+                if path.endswith(names):
                     raise PermissionError(13, "Permission denied")
                 return real(directory, path, *args, **more)
 
             return wrapped
 
-        self.patch(Directory, "open_file", refuse(Directory.open_file, "b"))
-        self.patch(Directory, "descend", refuse(Directory.descend, "directory"))
+        self.patch(Directory, "open_file", refuse(Directory.open_file))
+        self.patch(Directory, "descend", refuse(Directory.descend))
+
+    def test_closed(self) -> None:
+        """What may not be looked at is counted, and the rest is repaired."""
+        path, project = self.folder(1)
+        for name in ("left", "middle", "right"):
+            self.kernel.put(self.kernel.make(os.path.join(path, name), b""), 0)
+        self.kernel.make(os.path.join(path, "directory"))
+        self.close("middle", "directory")
         lines = self.reconcile()
         self.assertLine(lines, "2 files and directories in 1 folders", "CAP_DAC_READ_SEARCH")
-        self.assertEqual(self.kernel.of(os.path.join(path, "a")).project, project)
-        self.assertEqual(self.kernel.of(os.path.join(path, "b")).project, 0)
+        self.assertEqual(self.kernel.of(os.path.join(path, "left")).project, project)
+        self.assertEqual(self.kernel.of(os.path.join(path, "middle")).project, 0)
+
+    def test_closed_folder(self) -> None:
+        """A folder that is closed is told; it is not taken for one that is gone."""
+        path, project = self.folder(1, limit=8192)
+        other = self.rig.folder(2)
+        self.kernel.put(path, 0)
+        self.close("0001", "0002")
+        lines = self.reconcile()
+        self.assertLine(lines, path, "could not be looked at", "CAP_DAC_READ_SEARCH")
+        self.assertLine(lines, other, "could not be looked at")
+        self.assertEqual(len(lines), 2, lines)
+        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertRegistered({project: path})
+        self.assertEqual(self.kernel.limits[project], Limit(8192))
 
 
 class FolderTests(ReconcileCase):

@@ -135,11 +135,11 @@ class Projects:
         """See :meth:`backends.xfs.interfaces.IProjects.allocate`."""
         _check(limit)
         with File(os.dup(directory)) as held:
-            path, mark, before = await self.threads.run(self._locate_new, held)
+            path, carried, before = await self.threads.run(self._locate_new, held)
             busy: frozenset[int] = frozenset()
             while True:
-                project = await self.assign(path, mark, busy)
-                if project == mark.project or await self._prepare(
+                project = await self.assign(path, carried, busy)
+                if project == carried or await self._prepare(
                     project, limit, again=project == before
                 ):
                     if await self.threads.run(self._take, held, path, project):
@@ -176,19 +176,19 @@ class Projects:
 
     # ---- what reconciling needs, too
 
-    async def assign(self, path: str, mark: Mark, busy: frozenset[int] = frozenset()) -> int:
+    async def assign(self, path: str, carried: int = 0, busy: frozenset[int] = frozenset()) -> int:
         """
         Record a project for a directory, unless there is one.
 
         :param path: of the directory.
-        :param mark: what is on it; that it is recorded is enough.
+        :param carried: the project that its inode says; when it is recorded, that is enough.
         :param busy: ids that the kernel has something of.
         """
 
         def edit(entries: Entries) -> int:
             current = entries.projects.get(path)
             if current is not None:
-                if current == mark.project or current not in busy:
+                if current == carried or current not in busy:
                     return current
                 # It was that of a directory which is in the trash by now.
                 entries.displace(current)
@@ -201,7 +201,7 @@ class Projects:
             return project
 
         known = await self.threads.run(lambda: self.registry.read().projects.get(path))
-        if known is not None and known == mark.project:
+        if known is not None and known == carried:
             return known
         project = await self.commits.apply(edit)
         self.step("recorded")
@@ -290,14 +290,14 @@ class Projects:
 
     # ---- in threads
 
-    def _locate_new(self, held: File) -> tuple[str, Mark, int | None]:
+    def _locate_new(self, held: File) -> tuple[str, int, int | None]:
         with held.descriptor() as directory:
             path = self.tree.locate(directory)
-            mark = self._mark(directory)
+            carried = self._carried(directory)
             recorded = self.registry.read().projects.get(path)
-            if recorded != mark.project and os.listdir(directory):
+            if recorded != carried and os.listdir(directory):
                 raise NotManaged(f"{path} is not empty: reconciling gives it a project")
-            return path, mark, recorded
+            return path, carried, recorded
 
     def _take(self, held: File, path: str, project: int) -> bool:
         kernel = self.tree.kernel
@@ -322,7 +322,7 @@ class Projects:
             project = self.registry.read().projects.get(path)
             if project is None:
                 raise NotManaged(f"{path} has no project: reconciling gives it one")
-            found = self._mark(directory).project
+            found = self._carried(directory)
             if found != project:
                 raise Drifted(
                     f"{path} has project {found}, and not its own, which is {project}:"
@@ -330,9 +330,9 @@ class Projects:
                 )
             return self.tree.kernel.account(directory, project)
 
-    def _mark(self, directory: int) -> Mark:
+    def _carried(self, directory: int) -> int:
         try:
-            return self.tree.kernel.mark(directory)
+            return self.tree.kernel.mark(directory).project
         except OSError as error:
             raise NotManaged(f"a directory has to be open for reading: {error}") from None
 
@@ -365,7 +365,11 @@ class Projects:
         if not path:
             return False
         with self.tree.open() as root:
-            found = self.tree.find(root, path)
+            try:
+                found = self.tree.find(root, path)
+            except PermissionError:
+                # What cannot be looked at is there, at least.
+                return True
             if found is None:
                 return False
             with found:

@@ -26,6 +26,8 @@ from storageproxy.threads import Progress
 if TYPE_CHECKING:
     from backends.xfs.projects import Projects
 
+_REMEDY = "the capability CAP_DAC_READ_SEARCH would, which the agent keeps with read-all"
+
 #: Folders that are given projects at one time.
 _TOGETHER = 100
 
@@ -35,12 +37,12 @@ class Found:
     """
     A directory that has a project, or should.
 
-    :param mark: what its inode says.
+    :param mark: what its inode says; None when its permissions do not allow to look.
     :param scope: the path of the scope that it is a vfolder of, "" when there is none.
     :param is_scope: whether it is a scope itself, which need not have a project.
     """
 
-    mark: Mark
+    mark: Mark | None
     scope: str = ""
     is_scope: bool = False
 
@@ -82,7 +84,7 @@ class Survey:
         plan = Plan()
         claims: dict[int, list[str]] = {}
         for path, found in self.found.items():
-            if path in self.entries.projects or self._is_of_scope(found):
+            if found.mark is None or path in self.entries.projects or self._is_of_scope(found):
                 continue
             carried = found.mark.project
             if not carried:
@@ -124,7 +126,8 @@ class Survey:
         scope = self.found.get(found.scope)
         if scope is None:
             return False
-        return found.scope in self.entries.projects or scope.mark.project != 0
+        has_project = scope.mark is None or scope.mark.project != 0
+        return has_project or found.scope in self.entries.projects
 
     def _without_directory(self, tree: Tree, ids: range) -> Iterable[tuple[int, Account]]:
         for project in sorted({*self.accounts, *self.entries.paths, *self.entries.named}):
@@ -204,8 +207,7 @@ class Reconciliation:
         for begin in range(0, len(fresh), _TOGETHER):
             paths = fresh[begin : begin + _TOGETHER]
             given = [
-                Deferred.fromCoroutine(self._projects.assign(path, survey.found[path].mark, busy))
-                for path in paths
+                Deferred.fromCoroutine(self._projects.assign(path, busy=busy)) for path in paths
             ]
             try:
                 projects = await gatherResults(given, consumeErrors=True)
@@ -243,7 +245,11 @@ class Reconciliation:
             found = {}
             for path, (inside, is_scope) in places.items():
                 progress.step()
-                directory = self._tree.find(root, path)
+                try:
+                    directory = self._tree.find(root, path)
+                except PermissionError:
+                    found[path] = Found(None, inside, is_scope)
+                    continue
                 if directory is not None:
                     with directory:
                         found[path] = Found(kernel.mark(directory.descriptor), inside, is_scope)
@@ -263,14 +269,21 @@ class Reconciliation:
             lines.append(
                 f"{sum(closed)} files and directories in {len(closed)} folders of"
                 f" {self._tree.path} could not be looked at, as their permissions do not allow it;"
-                " the capability CAP_DAC_READ_SEARCH would"
+                f" {_REMEDY}"
             )
         return lines
 
     def _seize_one(
         self, root: Directory, path: str, survey: Survey, progress: Progress, lines: list[str]
     ) -> Seizure | None:
-        top = self._tree.find(root, path)
+        try:
+            top = self._tree.find(root, path)
+        except PermissionError:
+            lines.append(
+                f"{path} could not be looked at, as its permissions do not allow it: whoever owns"
+                f" it may have taken it out of its project; {_REMEDY}"
+            )
+            return None
         if top is None:
             return None
         with top:

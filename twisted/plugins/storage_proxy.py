@@ -1,5 +1,5 @@
 """
-``twistd storage-proxy``, and the backends that come with it.
+``twistd storage-proxy``, the backends that come with it, and the agent of one of them.
 """
 
 from twisted.application.service import ServiceMaker
@@ -15,3 +15,10 @@ storage_proxy = ServiceMaker(
 
 vfs = Backend("vfs", "backends.vfs.VFSBackend")
 xfs = Backend("xfs", "backends.xfs.backend.XFSBackend")
+
+xfs_agent = ServiceMaker(
+    "Backend.AI Storage Proxy: XFS agent",
+    "backends.xfs.tap",
+    "Give XFS projects to vfolders, and limit them, for a storage proxy without privilege.",
+    "storage-proxy-xfs-agent",
+)
