@@ -196,7 +196,7 @@ class VFSVolume:
 
     async def fs_usage(self) -> tuple[int, int]:
         """See :meth:`storageproxy.interfaces.IVolume.fs_usage`."""
-        status = await self.threads.run(os.statvfs, self.path)
+        status = await self.threads.run(self._status)
         return (
             status.f_frsize * status.f_blocks,
             status.f_frsize * (status.f_blocks - status.f_bavail),
@@ -207,6 +207,10 @@ class VFSVolume:
         return {"status": "healthy", "status_info": None, "metadata": {}}
 
     # ---- in threads
+
+    def _status(self) -> os.statvfs_result:
+        with self.open_root() as root:
+            return os.fstatvfs(root.descriptor)
 
     def _make(self, names: Sequence[str], mode: int | None) -> bool:
         """Make a directory and those above it; False when it is there already."""

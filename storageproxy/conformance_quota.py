@@ -1,9 +1,9 @@
 """
 What every backend with quotas has to pass, beside :mod:`storageproxy.conformance`.
 
-A backend adds those that its volumes provide: :class:`QuotaConformance`, or
-:class:`EnforcedQuotaConformance` where the storage system is a real one, and
-:class:`ScopeConformance`.
+A backend adds those that its volumes provide: :class:`QuotaConformance` and
+:class:`ScopeConformance`. Those which limits are enforced in have a name that says so, and are for
+where the storage system is a real one.
 """
 
 from __future__ import annotations
@@ -374,3 +374,17 @@ class ScopeConformance(VolumeConformance):
             self.assertEqual(os.readlink(self.place(target, "sub", "link")), "../to")
             with open(self.place(target, "sub", "run.sh"), "rb") as file:
                 self.assertEqual(file.read(), b"#!sh")
+
+
+class EnforcedScopeConformance(EnforcedQuotaConformance, ScopeConformance):
+    """What holds of scopes, too, when the storage system enforces its quotas at once."""
+
+    async def test_full_scope(self) -> None:
+        """A scope that is full takes nothing in any of its folders, until its limit is raised."""
+        await self.scopes.create_scope(self.owner, 2 * GRAIN)
+        for vfid in (self.one, self.two):
+            await self.volume.create_folder(vfid, None, None)
+        await self.exceed(self.one, 6 * GRAIN)
+        await self.exceed(self.two, 6 * GRAIN)
+        await self.scopes.set_scope_limit(self.owner, 8 * GRAIN)
+        await self.volume.within(self.two, fill_up, "small", MEBI)

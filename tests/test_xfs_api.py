@@ -20,6 +20,13 @@ TUS = {"Tus-Resumable": "1.0.0"}
 MEBI = 1 << 20
 
 
+def vars_of(status: os.statvfs_result) -> Any:
+    """The same, to be changed."""
+    return SimpleNamespace(
+        **{name: getattr(status, name) for name in dir(status) if name.startswith("f_")}
+    )
+
+
 class Enforced:
     """
     A directory that takes only so much, and says of it what XFS does.
@@ -31,6 +38,7 @@ class Enforced:
         self.left: int | None = None
         self._top, self._root = top, root
         mkdir, pwritev, open_beneath = os.mkdir, os.pwritev, beneath.open_beneath
+        fstatvfs_ = os.fstatvfs
 
         def make(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
             self._take(dir_fd)
@@ -50,8 +58,10 @@ class Enforced:
             return open_beneath(directory, path, flags, mode, resolve)
 
         def fstatvfs(descriptor: int) -> Any:
-            full = self._has(descriptor) and self.left == 0
-            return SimpleNamespace(f_bavail=0 if full else 100, f_favail=100)
+            status = vars_of(fstatvfs_(descriptor))
+            if self._has(descriptor) and self.left == 0:
+                status.f_bavail = 0
+            return status
 
         case.patch(os, "mkdir", make)
         case.patch(os, "pwritev", write)

@@ -136,8 +136,8 @@ class ConnectTests(SynchronousTestCase):
                 before.connect(path)
                 for _ in range(3):
                     made = self.connect(agent=path)
-                    self.assertEqual(made.name, "backends.xfs.agent.RemoteProjects")
-                    self.assertEqual(made.args, (reactor, path))
+                    self.assertEqual(made.name, "backends.xfs.remote.RemoteProjects")
+                    self.assertEqual(made.args, (reactor, path, "/mnt"))
 
     def test_no_agent(self) -> None:
         """An agent that is not there is named, with what to do."""

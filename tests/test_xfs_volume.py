@@ -5,9 +5,8 @@ Volumes on XFS, without XFS: the conformance, and what only they do.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from backends.vfs import TRASH, VFSVolume
+from backends.xfs import creations
+from backends.xfs.creations import CREATING
 from backends.xfs.interfaces import (
-    UNLIMITED,
     Account,
     IKernel,
     IProjects,
@@ -142,9 +142,11 @@ class FakeTests(XFSTestCase):
             os.mkdir(os.path.join(self.path, name))
             with self.volume.open_root() as root, root.descend(name) as directory:
                 descriptor = directory.descriptor
-                found.append(result_of(self.projects.allocate(descriptor, Limit(5000))))
+                found.append(result_of(self.projects.allocate(descriptor)))
                 self.assertEqual(result_of(self.projects.allocate(descriptor)), found[-1])
                 account = Account(found[-1], Limit(8192), 0, 1)
+                limited = self.projects.set_limit(descriptor, Limit(5000))
+                self.assertEqual(result_of(limited), account)
                 self.assertEqual(result_of(self.projects.account(descriptor)), account)
         self.assertEqual(len(set(found)), 2)
         self.assertFalse(result_of(self.projects.release(found[0])))
@@ -245,36 +247,60 @@ class CreationTests(XFSTestCase):
     def allocated(self) -> int:
         return len(self.projects.places)
 
-    def test_limited_from_the_beginning(self) -> None:
-        """A folder has its limit before it has the project that makes it a vfolder."""
-        seen: list[Limit] = []
-        set_mark = self.kernel.set_mark
+    def creating(self) -> list[str]:
+        return os.listdir(os.path.join(self.path, CREATING))
 
-        def see(descriptor: int, mark: Mark) -> None:
-            seen.append(self.kernel.limits[mark.project])
-            set_mark(descriptor, mark)
+    def break_off(self, vfid: VFolderID, when: str) -> None:
+        """Have the daemon end in the middle of a creation: the note stays, and is not locked."""
 
-        self.patch(self.kernel, "set_mark", see)
+        class Killed(BaseException):
+            pass
+
+        def die(*args: Any) -> Any:
+            raise Killed
+
+        volume = self.make_volume()
+        # Who is dead takes nothing away.
+        volume._undo = lambda creation: None  # type: ignore[method-assign]
+        if when == "noted":
+            volume._make = die  # type: ignore[method-assign]
+        elif when == "limited":
+            volume._complete = die  # type: ignore[method-assign]
+        else:
+            step = {"made": "allocate", "allocated": "set_limit"}[when]
+            calls = {"allocate": self.projects.allocate, "account": self.projects.account}
+            broken = SimpleNamespace(**calls | {step: die})
+            volume._connected = lambda: broken  # type: ignore[assignment, method-assign]
+        work = volume.create_folder(vfid, 0o755, 16 * MEBI)
+        self.assertRaises(Killed, result_of, work)
+
+    def test_noted(self) -> None:
+        """A folder that is being made has a note until it has its limit and that is on disk."""
+        steps: list[tuple[str, int]] = []
+        [name] = ["-".join(bare_id(1).layout)]
+
+        def step(what: str) -> None:
+            steps.append((what, self.creating().count(name)))
+
+        def watch(cls: Any, method: str) -> None:
+            call = getattr(cls, method)
+
+            def tell(*args: Any) -> Any:
+                step(method)
+                return call(*args)
+
+            self.patch(cls, method, tell)
+
+        watch(XFSVolume, "_make")
+        watch(MemoryProjects, "allocate")
+        watch(MemoryProjects, "set_limit")
+        watch(Directory, "sync")
         result_of(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
-        self.assertEqual(seen, [Limit(16 * MEBI)])
-
-    def test_on_disk(self) -> None:
-        """The folder is synced after it got its project, as the project is only kept then."""
-        steps: list[str] = []
-        set_mark, sync = self.kernel.set_mark, Directory.sync
-
-        def mark(descriptor: int, mark: Mark) -> None:
-            steps.append("marked")
-            set_mark(descriptor, mark)
-
-        def synced(directory: Directory) -> None:
-            steps.append(os.readlink(f"/proc/self/fd/{directory.descriptor}"))
-            sync(directory)
-
-        self.patch(self.kernel, "set_mark", mark)
-        self.patch(Directory, "sync", synced)
-        result_of(self.volume.create_folder(bare_id(1), None, None))
-        self.assertEqual(steps[-2:], ["marked", self.place(bare_id(1))])
+        self.assertEqual(
+            [step for step in steps if step[0] != "sync"],
+            [("_make", 1), ("allocate", 1), ("set_limit", 1)],
+        )
+        self.assertEqual(steps[-1], ("sync", 0))
 
     def test_refused(self) -> None:
         """A folder that cannot get its project is not made, in either layout."""
@@ -291,8 +317,8 @@ class CreationTests(XFSTestCase):
         """A project that was given to a folder whose creation fails is released again."""
         allocate = self.projects.allocate
 
-        async def fail(directory: int, limit: Limit = UNLIMITED) -> int:
-            await allocate(directory, limit)
+        async def fail(directory: int) -> int:
+            await allocate(directory)
             raise VolumeUnavailable("no answer")
 
         self.patch(self.projects, "allocate", fail)
@@ -303,58 +329,104 @@ class CreationTests(XFSTestCase):
         self.assertEqual(self.allocated(), 0)
 
     def test_broken_off(self) -> None:
-        """A creation that was broken off is taken up by the next one, with what that one says."""
-        self.make_plain(bare_id(1))
-        result_of(self.volume.create_folder(bare_id(1), 0o700, 16 * MEBI))
-        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 16 * MEBI)
-        self.assertEqual(os.stat(self.place(bare_id(1))).st_mode & 0o777, 0o700)
-        self.assertRaises(
-            VFolderExists, result_of, self.volume.create_folder(bare_id(1), None, None)
-        )
+        """A creation that was broken off anywhere is taken up by the next one."""
+        for number, when in enumerate(("noted", "made", "allocated", "limited")):
+            vfid = bare_id(number)
+            self.break_off(vfid, when)
+            result_of(self.volume.create_folder(vfid, 0o700, 32 * MEBI))
+            self.assertEqual(result_of(self.volume.get_quota(vfid)), 32 * MEBI)
+            self.assertEqual(os.stat(self.place(vfid)).st_mode & 0o777, 0o700)
+            work = self.volume.create_folder(vfid, None, None)
+            self.assertRaises(VFolderExists, result_of, work)
+        self.assertEqual(self.creating(), [])
+        self.assertEqual(self.allocated(), 4)
+
+    def test_broken_off_for_good(self) -> None:
+        """When none comes, nothing is left of it after the next round, but what is complete."""
+        result_of(self.volume.create_folder(bare_id(9), None, MEBI))
+        for number, when in enumerate(("noted", "made", "allocated", "limited")):
+            self.break_off(bare_id(number), when)
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.creating(), [])
+        self.assertEqual(self.trash(), [])
+        self.assertEqual(list(self.projects.places.values()), [self.place(bare_id(9))])
+        for number in range(4):
+            self.assertFalse(os.path.exists(self.place(bare_id(number))))
+
+    def test_broken_off_and_used(self) -> None:
+        """What somebody has put into a folder that he was never told of stays."""
+        for number, when in enumerate(("made", "limited")):
+            self.break_off(bare_id(number), when)
+            self.write(bare_id(number), "file", 13)
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.creating(), [])
+        for number in range(2):
+            self.assertEqual(os.listdir(self.place(bare_id(number))), ["file"])
 
     def test_broken_off_and_refused(self) -> None:
-        """A folder that was there before stays when it cannot get a project."""
-        self.make_plain(bare_id(1))
+        """One that is taken up and fails again is taken away."""
+        self.break_off(bare_id(1), "limited")
         self.projects.refusal = VolumeUnavailable("the agent is gone")
         work = self.volume.create_folder(bare_id(1), None, None)
         self.assertRaises(VolumeUnavailable, result_of, work)
-        self.assertTrue(os.path.isdir(self.place(bare_id(1))))
+        self.assertFalse(os.path.exists(self.place(bare_id(1))))
+        self.projects.refusal = None
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.allocated(), 0)
+
+    def test_broken_off_scope(self) -> None:
+        """The same for the directory of a scope."""
+        scope = scoped_id(1).scope
+        assert scope is not None
+        self.projects.refusal = VolumeUnavailable("the agent is gone")
+        work = self.volume.set_scope_limit(scope, MEBI)
+        self.assertRaises(VolumeUnavailable, result_of, work)
+        self.assertFalse(os.path.exists(os.path.join(self.path, *scope.layout)))
+        self.assertEqual(self.creating(), [])
 
     def test_under_way(self) -> None:
         """A creation that is under way elsewhere is neither taken up nor taken away."""
+        with self.volume.open_root() as root:
+            creation = creations.begin(root, bare_id(1).layout)
+            assert creation is not None
+            self.addCleanup(creation.note.close)
         self.make_plain(bare_id(1))
-        descriptor = os.open(self.place(bare_id(1)), os.O_RDONLY)
-        self.addCleanup(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         work = self.volume.create_folder(bare_id(1), None, None)
         self.assertRaises(VFolderExists, result_of, work)
+        result_of(self.volume.empty_trash())
         self.assertTrue(os.path.isdir(self.place(bare_id(1))))
+        self.assertEqual(len(self.creating()), 1)
         self.assertEqual(self.allocated(), 0)
 
-    def test_overtaken(self) -> None:
-        """Of two that make the same folder one succeeds, and it keeps what that one has set."""
-        other = self.make_volume()
-        make = XFSVolume._make
-
-        def overtake(volume: XFSVolume, names: Sequence[str], mode: int | None) -> bool:
-            made = make(volume, names, mode)
-            self.patch(XFSVolume, "_make", make)
-            result_of(other.create_folder(bare_id(1), None, 16 * MEBI))
-            return made
-
-        self.patch(XFSVolume, "_make", overtake)
-        work = self.volume.create_folder(bare_id(1), None, 32 * MEBI)
+    def test_exists(self) -> None:
+        """To make a folder that exists leaves nothing, also when another backend has made it."""
+        self.make_plain(bare_id(1))
+        work = self.volume.create_folder(bare_id(1), None, None)
         self.assertRaises(VFolderExists, result_of, work)
+        self.assertEqual(self.creating(), [])
+        self.assertEqual(self.allocated(), 0)
+
+    def test_reconciled_meanwhile(self) -> None:
+        """A folder that got its project from somebody else gets the limit that it is made with."""
+        allocate = self.projects.allocate
+
+        async def late(directory: int) -> int:
+            await allocate(directory)
+            return await allocate(directory)
+
+        self.patch(self.projects, "allocate", late)
+        result_of(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
         self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), 16 * MEBI)
+        self.assertEqual(self.allocated(), 1)
 
     def test_manager_gone(self) -> None:
         """A creation goes on when the manager no longer waits for it."""
         answer: Deferred[None] = Deferred()
         allocate = self.projects.allocate
 
-        async def wait(directory: int, limit: Limit = UNLIMITED) -> int:
+        async def wait(directory: int) -> int:
             await answer
-            return await allocate(directory, limit)
+            return await allocate(directory)
 
         self.patch(self.projects, "allocate", wait)
         creation = Deferred.fromCoroutine(self.volume.create_folder(bare_id(1), None, 16 * MEBI))
@@ -428,7 +500,7 @@ class QuotaTests(XFSTestCase):
         result_of(self.volume.create_folder(bare_id(1), None, None))
 
         async def account(directory: int) -> Account:
-            return Account(1001, UNLIMITED, 1 << 50, 10**9)
+            return Account(1001, Limit(0), 1 << 50, 10**9)
 
         self.patch(self.projects, "account", account)
         self.assertEqual(result_of(self.volume.usage(bare_id(1))), Usage(10**9 - 1, 1 << 50))

@@ -85,7 +85,7 @@ def connect(options: Options, name: str, path: str, threads: IThreads, reactor: 
     projects: IProjects
     if options.agent != EMBEDDED:
         _knock(options.agent, name)
-        projects = namedAny("backends.xfs.agent.RemoteProjects")(reactor, options.agent)
+        projects = namedAny("backends.xfs.remote.RemoteProjects")(reactor, options.agent, path)
         return projects
     if os.geteuid():
         raise BackendFailure(

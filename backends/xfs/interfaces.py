@@ -42,10 +42,6 @@ class Limit:
     inodes: int = 0
 
 
-#: No limit.
-UNLIMITED = Limit(0)
-
-
 @frozen
 class Account:
     """
@@ -66,22 +62,17 @@ class Account:
 class IProjects(Interface):
     """
     The projects of a mounted XFS: in this process, when it is root, or in the agent's.
-
-    A descriptor is the caller's, who may close it as soon as there is an answer, be it that the
-    file system hangs: what goes on then needs one of its own.
     """
 
-    def allocate(directory: int, limit: Limit = UNLIMITED) -> Coroutine[Any, Any, int]:
+    def allocate(directory: int) -> Coroutine[Any, Any, int]:
         """
         Give a directory a project of its own, which what is made in it later inherits.
 
-        It is recorded in the registry first, then limited, and only then put on the directory: one
-        that has a project has its limit, wherever this was broken off. Asked again for a directory
-        that has its own project already, it says which, and leaves its limit as it is.
+        It is recorded in the registry first. Asked again for a directory that has its own project
+        already, it says which.
 
         :param directory: a descriptor of an empty directory beneath a configured mount; it stays
             open, and the caller's.
-        :param limit: what it may hold.
         :return: the project's id.
         """
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from attrs import evolve
 from zope.interface import implementer
 
-from backends.xfs.interfaces import UNLIMITED, Account, IKernel, IProjects, Limit, Mark, Quotas
+from backends.xfs.interfaces import Account, IKernel, IProjects, Limit, Mark, Quotas
 
 BLOCK = 4096
 
@@ -53,7 +53,7 @@ class MemoryKernel:
 
     def account(self, descriptor: int, project: int) -> Account:
         """See :meth:`backends.xfs.interfaces.IKernel.account`."""
-        found = Account(project, self.limits.get(project, UNLIMITED), 0, 0)
+        found = Account(project, self.limits.get(project, Limit(0)), 0, 0)
         for path, directories, files in os.walk(self._top):
             if self._project(path) == project:
                 found = evolve(found, inodes=found.inodes + 1)
@@ -104,7 +104,7 @@ class MemoryProjects:
         self.places: dict[int, str] = {}
         self.refusal: Exception | None = None
 
-    async def allocate(self, directory: int, limit: Limit = UNLIMITED) -> int:
+    async def allocate(self, directory: int) -> int:
         """See :meth:`backends.xfs.interfaces.IProjects.allocate`."""
         self._refuse()
         path = os.readlink(f"/proc/self/fd/{directory}")
@@ -113,7 +113,6 @@ class MemoryProjects:
                 return project
         project = max(self.places, default=1000) + 1
         self.places[project] = path
-        self._limit(project, limit)
         self.kernel.set_mark(directory, Mark(project, True))
         return project
 

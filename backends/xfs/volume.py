@@ -5,16 +5,12 @@ A volume on XFS: each vfolder is a project of its own, whose limit the kernel en
 A project lies either on the vfolder or on the directory of its quota scope, never on both: the
 kernel moves nothing from one project into another. In a scope that was made or limited as a whole
 (:class:`~storageproxy.interfaces.IQuotaScope`), vfolders belong to the project of the scope. In any
-other scope, and in none, each has its own from the moment it is told to exist.
-
-The project is what a creation puts on the directory last. One without a project that is empty has
-been left by a creation that was broken off, and the next one takes it up.
+other scope, and in none, each has its own, and its limit, before it is told to exist.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -29,8 +25,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from backends.vfs import VFSVolume
+from backends.xfs import creations
+from backends.xfs.creations import Creation
 from backends.xfs.interfaces import (
-    UNLIMITED,
     Account,
     IKernel,
     IProjects,
@@ -59,6 +56,8 @@ from storageproxy.vfolder import QuotaScopeID, VFolderID
 
 #: Bytes above which a limit is as good as none. xfs_quota takes no larger ones.
 LARGEST = 2**62
+
+_NONE = Limit(0)
 
 #: The name of a deleted vfolder that has a project.
 _IN_TRASH = re.compile(r".+-[0-9a-f]{32}-([1-9][0-9]*)")
@@ -173,6 +172,7 @@ class XFSVolume(VFSVolume):
     async def empty_trash(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
         try:
+            await self.threads.run(self._undo_creations)
             await super().empty_trash()
         finally:
             while self._gone:
@@ -257,7 +257,7 @@ class XFSVolume(VFSVolume):
     async def unset_scope_limit(self, scope: QuotaScopeID) -> None:
         """See :meth:`storageproxy.interfaces.IQuotaScope.unset_scope_limit`."""
         if await self._account(scope.layout, QuotaScopeNotFound()) is not None:
-            await self._set_scope_limit(scope, UNLIMITED)
+            await self._set_scope_limit(scope, _NONE)
 
     # ---- in the reactor
 
@@ -286,25 +286,24 @@ class XFSVolume(VFSVolume):
         self, names: Sequence[str], mode: int | None, limit: Limit, exists: StorageProxyError
     ) -> None:
         """
-        Make a directory that has a project, or take up one that has none yet.
+        Make a directory that has a project.
 
-        :param exists: raised when it cannot be taken up.
+        :param exists: raised when it is there, or when somebody else makes it.
         """
         projects = self._connected()
-        made, directory = await self.threads.submit(
-            partial(self._begin, names, mode, exists),
-            self.threads.deadline,
-            lambda begun: begun[1].close(),
+        creation, directory = await self.threads.submit(
+            partial(self._begin, names, mode, exists), self.threads.deadline, _close
         )
         try:
-            await projects.allocate(directory.descriptor, limit)
-            await self.threads.run(self.durability.at_completion, directory.sync)
+            await projects.allocate(directory.descriptor)
+            if limit != _NONE:
+                await projects.set_limit(directory.descriptor, limit)
+            await self.threads.run(self._complete, creation)
         except BaseException:
-            if made:
-                await self.threads.run(self._throw_away, names)
+            await self.threads.run(self._undo, creation)
             raise
         finally:
-            self.threads.clean_up(directory.close)
+            self.threads.clean_up(partial(_close, (creation, directory)))
 
     async def _account(
         self,
@@ -344,13 +343,14 @@ class XFSVolume(VFSVolume):
         async with self._open(names, missing) as place:
             if place.inherited:
                 raise self._scope_is_limited()
-            if place.project:
-                projects, descriptor = self._connected(), place.directory.descriptor
-                # Managers say nothing of inodes; an administrator may have.
-                inodes = (await projects.account(descriptor)).limit.inodes
-                await projects.set_limit(descriptor, evolve(limit, inodes=inodes))
-                return
-        await self._create(names, None, limit, refused)
+            projects, descriptor = self._connected(), place.directory.descriptor
+            if not place.project:
+                if await self.threads.run(os.listdir, descriptor):
+                    raise refused
+                await projects.allocate(descriptor)
+            # Managers say nothing of inodes; an administrator may have.
+            inodes = (await projects.account(descriptor)).limit.inodes
+            await projects.set_limit(descriptor, evolve(limit, inodes=inodes))
 
     async def _set_scope_limit(self, scope: QuotaScopeID, limit: Limit) -> None:
         refused = UnsupportedOperation(
@@ -422,33 +422,46 @@ class XFSVolume(VFSVolume):
 
     def _begin(
         self, names: Sequence[str], mode: int | None, exists: StorageProxyError
-    ) -> tuple[bool, Directory]:
-        """
-        Make a directory, or find the one that is there.
-
-        :return: whether it was made; and the directory, which is empty, has no project, and is
-            locked against others that would give it one.
-        """
-        made = self._make(names, mode)
-        with self._parent(names, exists) as parent:
-            directory = parent.descend(names[-1])
+    ) -> tuple[Creation, Directory]:
+        """Make an empty directory, or take up one whose creation was broken off."""
+        with self.open_root() as root:
+            creation = creations.begin(root, names)
+            if creation is None:
+                raise exists
             try:
-                self._claim(directory, exists)
+                made = self._make(names, mode)
+                directory = root.descend("/".join(names))
                 if not made and mode is not None:
                     os.fchmod(directory.descriptor, mode)
             except BaseException:
-                directory.close()
+                with creation.note:
+                    self._undo(creation)
                 raise
-        return made, directory
+        return creation, directory
 
-    def _claim(self, directory: Directory, taken: StorageProxyError) -> None:
-        try:
-            fcntl.flock(directory.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise taken from None
-        # Somebody else may have taken it up before it was locked.
-        if self._project_of(directory) or os.listdir(directory.descriptor):
-            raise taken
+    def _complete(self, creation: Creation) -> None:
+        with self.open_root() as root:
+            creations.end(root, creation, durable=self.durability.keeps_files)
+
+    def _undo(self, creation: Creation) -> None:
+        """Take away what nobody was told of, unless somebody has found it and put something in."""
+        names = creation.names
+        with self.open_root() as root:
+            try:
+                with root.descend("/".join(names)) as directory:
+                    is_empty = not os.listdir(directory.descriptor)
+            except (FileNotFoundError, NotADirectoryError):
+                is_empty = False
+            if is_empty:
+                self._throw_away(names)
+            with suppress(FileNotFoundError):
+                creations.end(root, creation)
+
+    def _undo_creations(self) -> None:
+        with self.open_root() as root:
+            for creation in creations.broken_off(root):
+                with creation.note:
+                    self._undo(creation)
 
     def _look(self, names: Sequence[str], missing: StorageProxyError) -> _Place:
         with self._parent(names, missing) as parent:
@@ -509,7 +522,7 @@ class XFSVolume(VFSVolume):
                 project = self._project_of(directory)
         except (OSError, StorageProxyError):
             return plain
-        return plain if project == self._project_of(parent) else f"{plain}-{project}"
+        return plain if project in (0, self._project_of(parent)) else f"{plain}-{project}"
 
     def _remove(self, trash: Directory, name: str, progress: Progress) -> None:
         super()._remove(trash, name, progress)
@@ -524,7 +537,13 @@ def _limit(size: int) -> Limit:
     """
     if not 0 <= size <= ENDLESS:
         raise InvalidParameters.of({"quota": f"from 0 (no limit) to {ENDLESS} bytes"})
-    return UNLIMITED if size > LARGEST else Limit(size)
+    return _NONE if size > LARGEST else Limit(size)
+
+
+def _close(begun: tuple[Creation, Directory]) -> None:
+    creation, directory = begun
+    directory.close()
+    creation.note.close()
 
 
 def _missing(vfid: VFolderID) -> StorageProxyError:
