@@ -57,9 +57,9 @@ class ProjectsCase(SynchronousTestCase):
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return result_of(work)
 
-    def allocate(self, path: str, projects: Projects | None = None, limit: int = 0) -> int:
+    def allocate(self, path: str, projects: Projects | None = None) -> int:
         with opened(path) as descriptor:
-            return self.do((projects or self.projects).allocate(descriptor, Limit(limit)))
+            return self.do((projects or self.projects).allocate(descriptor))
 
     def set_limit(self, path: str, limit: Limit) -> Account:
         with opened(path) as descriptor:
@@ -179,40 +179,6 @@ class AllocateTests(ProjectsCase):
         self.rig.on_step = lambda name: None
         self.assertEqual(self.allocate(path), 1000)
         self.assertRegistered({1000: path})
-
-    def test_limit(self) -> None:
-        """A limit is there before the project is on the inode; asked again, it stays as it is."""
-        path = self.rig.folder(1)
-        self.assertEqual(self.allocate(path, limit=8192), 1000)
-        self.assertEqual(self.kernel.limits, {1000: Limit(8192)})
-        self.assertEqual(self.rig.steps[-4:], ["recorded", "limited", "marked", "synced"])
-        self.allocate(path, limit=4096)
-        self.assertEqual(self.kernel.limits, {1000: Limit(8192)})
-
-    def test_limit_broken_off(self) -> None:
-        """One that was limited, and no more, is taken up again with the limit asked for now."""
-        path = self.rig.folder(1)
-        self.rig.on_step = self.fail_at("limited")
-        self.assertRaises(ZeroDivisionError, self.allocate, path, limit=8192)
-        self.assertEqual(self.kernel.of(path), Mark(0, False))
-        self.rig.on_step = lambda name: None
-        self.assertEqual(self.allocate(path, limit=4096), 1000)
-        self.assertEqual(self.kernel.limits, {1000: Limit(4096)})
-        self.assertRegistered({1000: path})
-
-    def test_bad_limit(self) -> None:
-        """A limit that there cannot be is refused before anything is recorded."""
-        with self.assertRaises(InvalidParameters):
-            self.allocate(self.rig.folder(1), limit=HIGHEST_LIMIT + 1)
-        self.assertRegistered({})
-
-    def test_limit_fails(self) -> None:
-        """A directory whose project cannot be limited has none."""
-        path = self.rig.folder(1)
-        self.rig.limits.says = "no"
-        with self.assertRaises(BackendFailure):
-            self.allocate(path, limit=8192)
-        self.assertEqual(self.kernel.of(path), Mark(0, False))
 
     def fail_at(self, step: str) -> Any:
         def fail(name: str) -> None:

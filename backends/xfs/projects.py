@@ -22,7 +22,6 @@ from zope.interface import implementer
 from backends.xfs.commands import XFSQuota
 from backends.xfs.commits import Commits
 from backends.xfs.interfaces import (
-    UNLIMITED,
     Account,
     Drifted,
     ILimits,
@@ -62,17 +61,7 @@ def audit(what: str, **values: Any) -> None:
 
 def is_unused(account: Account) -> bool:
     """Whether the kernel has nothing of a project."""
-    return account.limit == UNLIMITED and not is_charged(account)
-
-
-def is_charged(account: Account) -> bool:
-    """Whether there is anything in a project, whatever its limit."""
-    return bool(account.size or account.inodes)
-
-
-def _check(limit: Limit) -> None:
-    if not (0 <= limit.size <= HIGHEST_LIMIT and 0 <= limit.inodes <= HIGHEST_LIMIT):
-        raise InvalidParameters(f"a limit is a number from 0 to {HIGHEST_LIMIT}")
+    return account.limit == Limit(0) and not account.size and not account.inodes
 
 
 @implementer(IProjects)
@@ -131,19 +120,15 @@ class Projects:
         """The registry."""
         return self.commits.registry
 
-    async def allocate(self, directory: int, limit: Limit = UNLIMITED) -> int:
+    async def allocate(self, directory: int) -> int:
         """See :meth:`backends.xfs.interfaces.IProjects.allocate`."""
-        _check(limit)
         with File(os.dup(directory)) as held:
-            path, carried, before = await self.threads.run(self._locate_new, held)
+            path, carried = await self.threads.run(self._locate_new, held)
             busy: frozenset[int] = frozenset()
             while True:
                 project = await self.assign(path, carried, busy)
-                if project == carried or await self._prepare(
-                    project, limit, again=project == before
-                ):
-                    if await self.threads.run(self._take, held, path, project):
-                        return project
+                if await self.threads.run(self._take, held, path, project):
+                    return project
                 # The kernel has an id that the registry has lost, or it was lost by now.
                 busy = await self.threads.run(self.in_use)
 
@@ -154,7 +139,8 @@ class Projects:
 
     async def set_limit(self, directory: int, limit: Limit) -> Account:
         """See :meth:`backends.xfs.interfaces.IProjects.set_limit`."""
-        _check(limit)
+        if not (0 <= limit.size <= HIGHEST_LIMIT and 0 <= limit.inodes <= HIGHEST_LIMIT):
+            raise InvalidParameters(f"a limit is a number from 0 to {HIGHEST_LIMIT}")
         with File(os.dup(directory)) as held:
             async with self.turn():
                 before = await self.threads.run(self._own_account, held)
@@ -247,8 +233,8 @@ class Projects:
             await self.commits.apply(restore)
             return False
         account = await self.threads.run(self._account, project)
-        if account.limit != UNLIMITED:
-            account = await self._set(project, UNLIMITED)
+        if account.limit != Limit(0):
+            account = await self._set(project, Limit(0))
         if not is_unused(account):
             audit(
                 "Project {project} of {path} has no limit any more, and {size} bytes in {inodes}"
@@ -290,14 +276,13 @@ class Projects:
 
     # ---- in threads
 
-    def _locate_new(self, held: File) -> tuple[str, int, int | None]:
+    def _locate_new(self, held: File) -> tuple[str, int]:
         with held.descriptor() as directory:
             path = self.tree.locate(directory)
             carried = self._carried(directory)
-            recorded = self.registry.read().projects.get(path)
-            if recorded != carried and os.listdir(directory):
+            if self.registry.read().projects.get(path) != carried and os.listdir(directory):
                 raise NotManaged(f"{path} is not empty: reconciling gives it a project")
-            return path, carried, recorded
+            return path, carried
 
     def _take(self, held: File, path: str, project: int) -> bool:
         kernel = self.tree.kernel
@@ -305,7 +290,7 @@ class Projects:
             # First, as another process may be about to mark it, too.
             account = kernel.account(directory, project)
             mark = kernel.mark(directory)
-            if mark.project != project and is_charged(account):
+            if mark.project != project and not is_unused(account):
                 return False
             if mark != Mark(project, True):
                 kernel.set_mark(directory, Mark(project, True))
@@ -376,21 +361,6 @@ class Projects:
                 return self.tree.kernel.mark(found.descriptor).project == project
 
     # ----
-
-    async def _prepare(self, project: int, limit: Limit, again: bool) -> bool:
-        """
-        Limit a project that is on no directory yet.
-
-        :param again: whether this may have been begun, and broken off.
-        :return: False when it is in use.
-        """
-        account = await self.threads.run(self._account, project)
-        if is_charged(account) or not (again or is_unused(account)):
-            return False
-        if account.limit != limit:
-            async with self.turn():
-                await self._set(project, limit)
-        return True
 
     async def _set(self, project: int, limit: Limit) -> Account:
         mount, block = await self.threads.run(

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storageproxy.vfolder import VFolderID
 from tests.functional.daemon import select_pause
 from tests.xfs import kernel, services
 from tests.xfs.crash import Mortal
@@ -39,17 +40,21 @@ class ProjectsCase(SynchronousTestCase):
         self.ids = range(first, first + self.count)
         self.mortal = Mortal(self.volume, self.registry, self.ids)
 
+    def new_folder(self) -> tuple[VFolderID, Path]:
+        """A vfolder that does not exist, and where it would lie."""
+        vfid = VFolderID.parse(str(uuid4()))
+        return vfid, self.volume.joinpath(*vfid.layout)
+
     def folder(self) -> Path:
-        """Make a directory where a vfolder lies."""
-        digits = uuid4().hex
-        path = self.volume / digits[:2] / digits[2:4] / digits[4:]
+        """A vfolder from before there were projects."""
+        _, path = self.new_folder()
         path.mkdir(parents=True)
         return path
 
     def limited_folder(self) -> Path:
         """Make a vfolder, with its limit and a file."""
-        path = self.folder()
-        self.mortal.do("allocate", path, LIMIT)
+        vfid, path = self.new_folder()
+        self.mortal.do("create_folder", vfid, None, LIMIT)
         (path / "file").write_bytes(bytes(MEBI))
         return path
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 # Loaded here, so that no child has to.
 from twisted.internet import epollreactor  # noqa: F401
@@ -31,7 +31,11 @@ from backends.xfs.kernel import Kernel
 from backends.xfs.projects import Projects
 from backends.xfs.registry import Registry
 from backends.xfs.tree import Tree
+from backends.xfs.volume import XFSVolume
 from storageproxy.threads import VolumeThreads
+from storageproxy.vfolder import VFolderID
+
+T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -50,7 +54,8 @@ class Outcome(NamedTuple):
 
 class Mortal:
     """
-    Does what it is told in processes of their own, each of which may be killed at a step.
+    Does what it is told in processes of their own, each of which may be killed at a step: a step of
+    the projects, or a call that the volume makes.
 
     :param volume: the directory of the volume.
     :param registry: the directory of the files ``projects`` and ``projid``.
@@ -66,9 +71,10 @@ class Mortal:
 
     def do(self, operation: str, *arguments: Any, die_after: int | None = None) -> Outcome:
         """
-        Call a method of :class:`backends.xfs.interfaces.IProjects`, and wait.
+        Call a method of the volume, or of its projects, and wait.
 
-        :param arguments: paths for directories, and numbers of bytes for limits.
+        :param operation: the name of the method, which only one of them has.
+        :param arguments: as there, but paths for the descriptors of directories.
         :param die_after: the number of steps after which it is killed, None to let it live.
         :raises RuntimeError: what it raised.
         """
@@ -98,7 +104,29 @@ def _nursery() -> subprocess.Popen[str]:
 
 
 def _plain(argument: Any) -> Any:
-    return str(argument) if isinstance(argument, Path) else argument
+    """An argument, for JSON."""
+    match argument:
+        case Path():
+            return {"directory": str(argument)}
+        case VFolderID():
+            return {"vfid": str(argument)}
+        case Limit():
+            return {"limit": [argument.size, argument.inodes]}
+        case _:
+            return argument
+
+
+def _real(argument: Any) -> Any:
+    """The argument again."""
+    match argument:
+        case {"directory": path}:
+            return os.open(path, os.O_RDONLY)
+        case {"vfid": text}:
+            return VFolderID.parse(text)
+        case {"limit": numbers}:
+            return Limit(*numbers)
+        case _:
+            return argument
 
 
 def _answer(order: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +152,27 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     return {"steps": steps, "killed": killed, **answer}
 
 
+class Stepping(VolumeThreads):
+    """The threads of a volume, each call of which is a step."""
+
+    step: Callable[[str], None]
+
+    def submit(
+        self,
+        function: Callable[[], T],
+        deadline: float | None,
+        discard: Callable[[T], object] | None,
+    ) -> Deferred[T]:
+        """See :meth:`storageproxy.interfaces.IThreads.submit`."""
+        done = super().submit(function, deadline, discard)
+        done.addCallback(partial(self._stepped, "call of the volume"))
+        return done
+
+    def _stepped(self, name: str, result: T) -> T:
+        self.step(name)
+        return result
+
+
 def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
     """In the child: say each step in a line, and the result after the last one."""
     from twisted.internet import reactor
@@ -141,7 +190,7 @@ def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
         say(json.dumps({"result": result, "error": error}, default=str).encode())
         reactor.stop()
 
-    threads = VolumeThreads(reactor, "test", size=4, deadline=60.0, long_calls=1)
+    threads = VolumeThreads(reactor, "projects", size=4, deadline=60.0)
     directory = Path(order["registry"])
     registry = Registry(str(directory / "projects"), str(directory / "projid"), step)
     projects = Projects(
@@ -152,15 +201,13 @@ def _work(order: dict[str, Any], say: Callable[[bytes], object]) -> None:
         range(*order["ids"]),
         step,
     )
-    arguments = [
-        os.open(one, os.O_RDONLY) if isinstance(one, str) else one for one in order["arguments"]
-    ]
-    # A number after a directory is a limit.
-    if len(arguments) == 2:
-        arguments[1] = Limit(arguments[1])
-    work = getattr(projects, order["operation"])
+    stepping = Stepping(reactor, "volume", size=4, deadline=60.0)
+    stepping.step = step
+    volume = XFSVolume("test", order["volume"], "", stepping, reactor, lambda: projects, Kernel())
+    name = order["operation"]
+    work = getattr(volume if hasattr(volume, name) else projects, name)
     reactor.callWhenRunning(
-        lambda: Deferred.fromCoroutine(work(*arguments)).addCallbacks(
+        lambda: Deferred.fromCoroutine(work(*map(_real, order["arguments"]))).addCallbacks(
             end, lambda failure: end(error=failure.getTraceback())
         )
     )

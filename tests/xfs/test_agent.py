@@ -12,12 +12,13 @@ import threading
 from pathlib import Path
 from uuid import uuid4
 
-from backends.xfs.remote import RemoteProjects
 from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.protocols import amp
 from twisted.trial.unittest import TestCase
 
 from backends.xfs.interfaces import Drifted, Limit, NotManaged
+from backends.xfs.remote import RemoteProjects
 from tests.functional.daemon import unprivileged
 from tests.xfs import kernel, services
 
@@ -60,6 +61,13 @@ class AgentCase(TestCase):
         descriptor = os.open(path, flags)
         self.addCleanup(os.close, descriptor)
         return descriptor
+
+    async def limited(self, path: Path, size: int = MEBI) -> int:
+        """Give a directory a project and a limit; the project."""
+        descriptor = self.open(path)
+        number = await self.projects.allocate(descriptor)
+        await self.projects.set_limit(descriptor, Limit(size))
+        return number
 
 
 class PeerTests(AgentCase):
@@ -104,7 +112,7 @@ class DirectoryTests(AgentCase):
         """A directory is refused, and nothing is done to it."""
         descriptor = self.open(path)
         with self.assertRaises(NotManaged):
-            await self.projects.allocate(descriptor, Limit(MEBI))
+            await self.projects.allocate(descriptor)
         with self.assertRaises(NotManaged):
             await self.projects.set_limit(descriptor, Limit(MEBI))
         self.assertNotIn(str(path), self.agent.recorded())
@@ -112,7 +120,8 @@ class DirectoryTests(AgentCase):
     async def test_folder(self) -> None:
         """A vfolder gets a project, with its limit, as the kernel has it."""
         descriptor = self.open(self.folder)
-        number = await self.projects.allocate(descriptor, Limit(4 * MEBI, 100))
+        number = await self.projects.allocate(descriptor)
+        await self.projects.set_limit(descriptor, Limit(4 * MEBI, 100))
         self.assertEqual(kernel.project(self.folder), (number, True))
         charge = kernel.charges()[number]
         self.assertEqual((charge.limit, charge.inodes_limit), (4 * MEBI, 100))
@@ -124,7 +133,7 @@ class DirectoryTests(AgentCase):
 
     async def test_audited(self) -> None:
         """Each change has a line in the log of the agent, with who has asked for it."""
-        number = await self.projects.allocate(self.open(self.folder), Limit(4 * MEBI))
+        number = await self.limited(self.folder, 4 * MEBI)
         lines = self.agent.log.read_text().splitlines()
         told = [line for line in lines if str(number) in line and "uid 0" in line]
         self.assertTrue(any(str(self.folder) in line for line in told), told)
@@ -133,7 +142,7 @@ class DirectoryTests(AgentCase):
     async def test_closed_folder(self) -> None:
         """One that nobody but its owner may enter gets one as well."""
         path = self.make_folder(0o700)
-        number = await self.projects.allocate(self.open(path), Limit(MEBI))
+        number = await self.limited(path)
         self.assertEqual(kernel.charges()[number].limit, MEBI)
 
     async def test_elsewhere(self) -> None:
@@ -177,7 +186,7 @@ class DirectoryTests(AgentCase):
                 except OSError:
                     continue
                 try:
-                    await self.projects.allocate(descriptor, Limit(MEBI))
+                    await self.projects.allocate(descriptor)
                     taken += 1
                 except NotManaged:
                     refused += 1
@@ -195,18 +204,18 @@ class DirectoryTests(AgentCase):
         (self.folder / "file").touch()
         await self.refused(self.folder / "file")
         with self.assertRaises(NotManaged):
-            await self.projects.allocate(self.open(self.folder, os.O_PATH), Limit(MEBI))
+            await self.projects.allocate(self.open(self.folder, os.O_PATH))
         self.assertEqual(kernel.project(self.folder).id, 0)
 
     async def test_drifted(self) -> None:
         """The limit of another folder cannot be changed by taking over its project."""
-        mine, victim = self.open(self.folder), self.open(other := self.make_folder())
-        await self.projects.allocate(mine, Limit(MEBI))
-        number = await self.projects.allocate(victim, Limit(MEBI))
+        victim = self.make_folder()
+        await self.limited(self.folder)
+        number = await self.limited(victim)
         kernel.set_project(self.folder, number)
         with self.assertRaises(Drifted):
-            await self.projects.set_limit(mine, Limit(64 * MEBI))
-        self.assertEqual(kernel.charges()[kernel.project(other).id].limit, MEBI)
+            await self.projects.set_limit(self.open(self.folder), Limit(64 * MEBI))
+        self.assertEqual(kernel.charges()[number].limit, MEBI)
 
 
 class ReconcileTests(AgentCase):
@@ -214,7 +223,7 @@ class ReconcileTests(AgentCase):
 
     async def test_asked(self) -> None:
         """What was found is told to who asks, and repaired."""
-        number = await self.projects.allocate(self.open(self.folder), Limit(MEBI))
+        number = await self.limited(self.folder)
         kernel.set_project(self.folder, 5)
         lines = await self.projects.reconcile()
         self.assertTrue(any(str(self.folder) in line for line in lines), lines)
@@ -224,7 +233,7 @@ class ReconcileTests(AgentCase):
         """Folders that nobody but their owners may enter do not keep it from the others."""
         closed, drifted = self.make_folder(0o700), self.folder
         for path in (closed, drifted):
-            await self.projects.allocate(self.open(path), Limit(MEBI))
+            await self.limited(path)
         number = kernel.project(drifted).id
         kernel.set_project(drifted, 5)
         await self.projects.reconcile()
@@ -232,7 +241,7 @@ class ReconcileTests(AgentCase):
 
     async def test_by_hand(self) -> None:
         """So does the command, beside the agent that runs."""
-        number = await self.projects.allocate(self.open(self.folder), Limit(MEBI))
+        number = await self.limited(self.folder)
         kernel.set_project(self.folder, 5)
         done = subprocess.run(self.agent.command("--reconcile"), capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -242,8 +251,10 @@ class ReconcileTests(AgentCase):
     async def test_after_restart(self) -> None:
         """An agent that was started again goes on where the last one was."""
         descriptor = self.open(self.folder)
-        number = await self.projects.allocate(descriptor, Limit(MEBI))
+        number = await self.limited(self.folder)
         self.agent.stop()
+        # The end of the connection is heard.
+        await deferLater(reactor, 0)
         self.agent.start()
-        self.assertEqual(await self.projects.allocate(descriptor, Limit(2 * MEBI)), number)
+        self.assertEqual(await self.projects.allocate(descriptor), number)
         self.assertEqual((await self.projects.account(descriptor)).limit, Limit(MEBI))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from backends.xfs.interfaces import Limit
 from tests.xfs import kernel
 from tests.xfs.case import LIMIT, MEBI, ProjectsCase
 
@@ -32,35 +34,53 @@ class CrashTests(ProjectsCase):
                 return
             yield arguments
 
-    def test_allocate(self) -> None:
-        """A folder that was being made: what has a project has its limit."""
+    def test_create(self) -> None:
+        """A folder that was being made is there with its limit, or not at all."""
         limited = [self.limited_folder()]
-        for path, _ in self.at_each_step(lambda: (self.folder(), LIMIT), "allocate"):
-            number = kernel.project(path).id
-            if number:
-                self.assertEqual(kernel.charges()[number].limit, LIMIT)
-                limited.append(path)
-            self.reconcile()
-            self.assert_sound(*limited)
-            if number:
-                self.assertEqual(kernel.project(path).id, number)
 
-    def test_allocate_again(self) -> None:
-        """Who was killed and asks again gets one project, with its limit."""
+        def prepare() -> tuple[Any, ...]:
+            return self.new_folder()[0], None, LIMIT
+
+        for vfid, *_ in self.at_each_step(prepare, "create_folder"):
+            # As the daemon does when it starts.
+            self.mortal.do("empty_trash")
+            self.reconcile()
+            path = self.volume.joinpath(*vfid.layout)
+            if path.exists():
+                limited.append(path)
+            self.assert_sound(*limited)
+        self.assertGreater(len(limited), 1, "it was also killed when the folder was made")
+
+    def test_create_again(self) -> None:
+        """Who asks for the same folder again, at once, gets it with its limit."""
         limited = [self.limited_folder()]
-        for path, _ in self.at_each_step(lambda: (self.folder(), LIMIT), "allocate"):
-            self.mortal.do("allocate", path, LIMIT)
-            limited.append(path)
+
+        def prepare() -> tuple[Any, ...]:
+            return self.new_folder()[0], None, LIMIT
+
+        for vfid, *_ in self.at_each_step(prepare, "create_folder"):
+            with suppress(RuntimeError):
+                # It may be there.
+                self.mortal.do("create_folder", vfid, None, LIMIT)
+            limited.append(self.volume.joinpath(*vfid.layout))
         self.reconcile()
         self.assert_sound(*limited)
+
+    def test_allocate(self) -> None:
+        """A project that was being given to a directory is on it, or another one is."""
+        kept = self.limited_folder()
+        for (path,) in self.at_each_step(lambda: (self.folder(),), "allocate"):
+            number = kernel.project(path).id
+            self.reconcile()
+            self.assert_sound(kept)
+            if number:
+                self.assertEqual(kernel.project(path).id, number)
 
     def test_set_limit(self) -> None:
         """A limit that was being changed is the one before or the new one."""
 
-        def prepare() -> tuple[Path, int]:
-            path = self.folder()
-            self.mortal.do("allocate", path, 4 * MEBI)
-            return path, LIMIT
+        def prepare() -> tuple[Path, Limit]:
+            return self.limited_folder(), Limit(4 * MEBI)
 
         for path, _ in self.at_each_step(prepare, "set_limit"):
             self.reconcile()

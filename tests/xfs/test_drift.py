@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.functional.daemon import unprivileged
 from tests.xfs import kernel, services
-from tests.xfs.case import LIMIT, MEBI, ProjectsCase
+from tests.xfs.case import MEBI, ProjectsCase
 
 
 class DriftTests(ProjectsCase):
@@ -167,8 +167,8 @@ class FewIdsTests(ProjectsCase):
         first = kernel.project(kept).id
         given = []
         for _ in range(2 * self.count):
-            path = self.folder()
-            given.append(self.mortal.do("allocate", path, LIMIT).result)
+            path = self.limited_folder()
+            given.append(kernel.project(path).id)
             self.remove(path)
             self.assertTrue(self.mortal.do("release", given[-1]).result)
         self.assertNotIn(first, given)

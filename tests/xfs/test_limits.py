@@ -165,7 +165,9 @@ class Uploading(OnVolume, OnUpload):
         (self.root / "large").write_bytes(bytes(MEBI))
         self.limit(MEBI)
         self.full(self.post("/folder/file/upload", relpath="file", size=self.size))
-        self.full(self.post("/folder/file/mkdir", relpath="a"))
+        answer = self.post("/folder/file/mkdir", relpath="a")
+        self.assertEqual(answer.status, 422, answer.body)
+        self.assertIn("quota", answer.json()["msg"])
         (self.root / "large").unlink()
         self.assertEqual(self.post("/folder/file/mkdir", relpath="a").status, 200)
 

@@ -72,8 +72,9 @@ class ManyTests(TestCase):
         path = self.path / "ab" / f"{number % 256:02x}" / f"{number:028x}"
         path.mkdir(parents=True)
         with Directory.open_root(str(path)) as folder:
-            limit = Limit((number + 1) * MEBI)
-            return path, await self.projects.allocate(folder.descriptor, limit)
+            project = await self.projects.allocate(folder.descriptor)
+            await self.projects.set_limit(folder.descriptor, Limit((number + 1) * MEBI))
+            return path, project
 
     async def test_many(self) -> None:
         """Each has its own limit, and there is nothing to reconcile."""
