@@ -49,7 +49,7 @@ class Daemon:
     One ``twistd storage-proxy`` with its volumes below a directory.
 
     :param root: an existing directory, which gets the volumes, the configuration and the log.
-    :param volumes: the names of the vfs volumes to make.
+    :param volumes: the names of the volumes to make.
     :param settings: TOML lines added to the ``[storage-proxy]`` table.
     :param manager_settings: TOML lines added to the ``[api.manager]`` table.
     :param client_settings: TOML lines added to the ``[api.client]`` table.
@@ -57,6 +57,8 @@ class Daemon:
     :param mounts: where the volumes lie, when they are another daemon's too.
     :param tls: a certificate chain and its key (PEM files), when both ports are to speak TLS.
     :param processes: how many serve.
+    :param backend: what the first volume is; the others are vfs.
+    :param user: whose process it is by its number, without any privilege; None for ours.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Daemon:
         volume_settings: str = "",
         processes: int = 1,
         mounts: Path | None = None,
+        backend: str = "vfs",
+        user: int | None = None,
     ) -> None:
         self.root = root
         self.client_port = free_port()
@@ -78,8 +82,11 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = root / "daemon.log"
         self.tls = tls
+        self.user = user
         for path in self.volumes.values():
             path.mkdir(exist_ok=True)
+            if user is not None:
+                os.chown(path, user, user)
         ssl = "ssl-enabled = false\n"
         if tls is not None:
             ssl = f'ssl-enabled = true\nssl-cert = "{tls[0]}"\nssl-privkey = "{tls[1]}"\n'
@@ -105,8 +112,9 @@ class Daemon:
             f"{ssl}"
             f"{manager_settings}\n"
             + "".join(
-                f'[volume.{name}]\nbackend = "vfs"\npath = "{path}"\n'
-                + (f"{volume_settings}\n" if name == volumes[0] else "")
+                f"[volume.{name}]\n"
+                f'backend = "{backend if name == volumes[0] else "vfs"}"\n'
+                f'path = "{path}"\n' + (f"{volume_settings}\n" if name == volumes[0] else "")
                 for name, path in self.volumes.items()
             )
             + "[debug]\n[logging]\n[logging.pkg-ns]\n"
@@ -114,9 +122,12 @@ class Daemon:
 
     def start(self) -> None:
         """Start the process and return when both ports answer."""
+        command = [TWISTD, "-n", "--pidfile=", "storage-proxy", "--config", str(self.config)]
+        if self.user is not None:
+            command = unprivileged(self.user) + command
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [TWISTD, "-n", "--pidfile=", "storage-proxy", "--config", str(self.config)],
+                command,
                 env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -201,6 +212,18 @@ class Daemon:
         """The base URL of the client API, without a slash at its end."""
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://127.0.0.1:{self.client_port}"
+
+
+def unprivileged(user: int) -> list[str]:
+    """The beginning of a command that is to be run by another user, without any privilege."""
+    return [
+        "setpriv",
+        f"--reuid={user}",
+        f"--regid={user}",
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--no-new-privs",
+    ]
 
 
 def connected(port: int, process: subprocess.Popen[bytes]) -> None:

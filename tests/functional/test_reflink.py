@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from backends.vfs import VFSVolume
 from storageproxy.testing import SynchronousThreads, bare_id, result_of
-from tests.engines import reflink
+from tests.engines import xfs
 
 MEBI = 1 << 20
 
@@ -19,7 +19,7 @@ class ReflinkTests(SynchronousTestCase):
     def setUp(self) -> None:
         directory = self.mktemp()
         os.makedirs(directory)
-        engine = reflink.mounted(directory)
+        engine = xfs.mounted(directory)
         self.path = engine.__enter__()
         self.addCleanup(engine.__exit__, None, None, None)
         self.volume = VFSVolume("test", self.path, "", SynchronousThreads())

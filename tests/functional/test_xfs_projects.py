@@ -20,7 +20,7 @@ from backends.xfs.volume import XFSVolume
 from storageproxy import files
 from storageproxy.beneath import Directory
 from storageproxy.testing import SynchronousThreads, bare_id, scoped_id
-from tests.engines import reflink
+from tests.engines import xfs
 from tests.test_xfs_volume import XFSConformance
 
 
@@ -29,7 +29,7 @@ def mounted() -> str:
     """One file system for all of these tests."""
     directory = os.path.abspath("projects.tests")
     os.mkdir(directory)
-    engine = reflink.mounted(directory)
+    engine = xfs.mounted(directory)
     atexit.register(engine.__exit__, None, None, None)
     return engine.__enter__()
 

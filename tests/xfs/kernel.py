@@ -1,0 +1,108 @@
+"""
+What the kernel knows of projects, read and changed by other means than the backend's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import struct
+import subprocess
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.engines import xfs
+
+# struct fsxattr and its two ioctls, <linux/fs.h>.
+_FSXATTR = struct.Struct("=IIIII8s")
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+_INHERIT = 0x200
+
+
+class Project(NamedTuple):
+    """What an inode says of its project: the id, and whether what is made in it inherits it."""
+
+    id: int
+    inherits: bool
+
+
+class Charge(NamedTuple):
+    """What a project holds and may hold, in bytes and inodes; 0 is no limit."""
+
+    size: int
+    limit: int
+    inodes: int
+    inodes_limit: int
+
+
+@cache
+def mount() -> Path:
+    """
+    XFS with project quotas, mounted when it is first asked for.
+    """
+    os.makedirs("/run/xfs")
+    mounts = ExitStack()
+    atexit.register(mounts.close)
+    return Path(mounts.enter_context(xfs.mounted("/run/xfs", "pquota", size=4 << 30)))
+
+
+def project(path: Path | int) -> Project:
+    """The project of a file or directory."""
+    flags, _, _, found, *_ = _attributes(path)
+    return Project(found, bool(flags & _INHERIT))
+
+
+def set_project(path: Path, number: int, inherits: bool = True) -> None:
+    """Change the project of a file or directory; whoever owns it may do so."""
+    flags, *between, _, cow, rest = _attributes(path)
+    flags = flags | _INHERIT if inherits else flags & ~_INHERIT
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        packed = _FSXATTR.pack(flags, *between, number, cow, rest)
+        fcntl.ioctl(descriptor, _FSSETXATTR, packed)
+    finally:
+        os.close(descriptor)
+
+
+def _attributes(path: Path | int) -> tuple[int, int, int, int, int, bytes]:
+    descriptor = os.dup(path) if isinstance(path, int) else os.open(path, os.O_RDONLY)
+    try:
+        return _FSXATTR.unpack(fcntl.ioctl(descriptor, _FSGETXATTR, bytes(_FSXATTR.size)))
+    finally:
+        os.close(descriptor)
+
+
+def set_limit(number: int, size: int, inodes: int = 0) -> None:
+    """Limit a project to so many bytes and inodes, 0 for no limit."""
+    quota(f"limit -p bhard={size} ihard={inodes} {number}")
+
+
+def charges() -> dict[int, Charge]:
+    """What each project holds and may hold, of those that hold anything or have a limit."""
+    os.sync()
+    size, inodes = (
+        {int(fields[0][1:]): fields[1:4] for fields in map(str.split, said) if fields}
+        for said in (quota(f"report -p -n -N {kind}").splitlines() for kind in ("-b", "-i"))
+    )
+    return {
+        number: Charge(
+            1024 * int(size[number][0]),
+            1024 * int(size[number][2]),
+            int(inodes[number][0]),
+            int(inodes[number][2]),
+        )
+        for number in size.keys() | inodes.keys()
+    }
+
+
+def quota(command: str, top: Path | None = None) -> str:
+    """What xfs_quota(8) says to a command, on the volume of the machine."""
+    return subprocess.run(
+        ["xfs_quota", "-x", "-D", "/dev/null", "-P", "/dev/null", "-c", command, top or mount()],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
