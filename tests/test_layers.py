@@ -181,7 +181,7 @@ class LayerTests(SynchronousTestCase):
     def test_filesystem(self) -> None:
         """Below the transfers nothing knows of HTTP."""
         disk = ("beneath", "files", "trees", "removal", "cloning")
-        below = (*disk, "threads", "interfaces", "volumes", "background")
+        below = (*disk, "process", "threads", "interfaces", "volumes", "background")
         self.assertNever(
             {name: closure(f"storageproxy.{name}") for name in below},
             "storageproxy.transfer",

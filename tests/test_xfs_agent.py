@@ -9,8 +9,6 @@ import errno
 import os
 import shutil
 import socket
-import stat
-import struct
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -24,19 +22,15 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import globalLogPublisher
 from twisted.protocols import amp
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from backends.xfs import agent as agent_module
-from backends.xfs.agent import Agent, AgentFactory, Once, make_volumes, open_socket
-from backends.xfs.interfaces import Account, Drifted, IProjects, Limit, Mark, NotManaged
-from backends.xfs.privilege import Capability
+from backends.xfs.agent import AgentFactory
+from backends.xfs.interfaces import Account, Drifted, IProjects, Limit, NotManaged
 from backends.xfs.projects import asked_by
 from backends.xfs.protocol import MAX_PENDING, Allocate, fitting
 from backends.xfs.remote import RemoteProjects
-from backends.xfs.settings import AgentSettings
-from storageproxy.config import LoggingSettings, UserID
 from storageproxy.errors import (
     BackendFailure,
     InvalidParameters,
@@ -44,9 +38,7 @@ from storageproxy.errors import (
     UnsupportedOperation,
     VolumeUnavailable,
 )
-from storageproxy.schema import Duration, Text
-from storageproxy.testing import GIVE_UP, SynchronousThreads
-from tests.xfs_fakes import Rig
+from storageproxy.testing import GIVE_UP
 
 # Twisted compares the path of a socket with text and bytes, and python -bb minds.
 warnings.filterwarnings("ignore", category=BytesWarning, module=r".*internet[./]unix")
@@ -506,171 +498,3 @@ class PeerTests(AgentCase):
         for one in waiting:
             one.callback(True)
         self.assertEqual(await gatherResults(made), [True] * MAX_PENDING)
-
-
-class SocketTests(AgentCase):
-    def test_mode(self) -> None:
-        """Its permissions are those wanted, and never others."""
-        with open_socket(self.socket, 0o620, -1):
-            status = os.stat(self.socket)
-        self.assertTrue(stat.S_ISSOCK(status.st_mode))
-        self.assertEqual(status.st_mode & 0o777, 0o620)
-
-    def test_group(self) -> None:
-        """So is its group."""
-        group = os.getegid()
-        with open_socket(self.socket, 0o660, group):
-            self.assertEqual(os.stat(self.socket).st_gid, group)
-
-    def test_left(self) -> None:
-        """What a killed agent has left is replaced."""
-        open_socket(self.socket, 0o660, -1).close()
-        with open_socket(self.socket, 0o660, -1), socket.socket(socket.AF_UNIX) as peer:
-            peer.connect(self.socket)
-
-    def test_taken(self) -> None:
-        """An agent that runs is not."""
-        with open_socket(self.socket, 0o660, -1):
-            error = self.assertRaises(OSError, open_socket, self.socket, 0o660, -1)
-        self.assertEqual(error.errno, errno.EADDRINUSE)
-
-    def test_file(self) -> None:
-        """Neither is a file."""
-        with open(self.socket, "w"):
-            pass
-        self.assertRaises(OSError, open_socket, self.socket, 0o660, -1)
-        self.assertTrue(os.path.isfile(self.socket))
-
-
-class ServiceTests(AgentCase):
-    """The service as a whole, on a kernel in memory."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.kept: list[Any] = []
-        self.patch(agent_module.privilege, "missing", lambda: [])
-        self.patch(agent_module.privilege, "keep", self.kept.append)
-        self.rig = Rig(self.directory, SynchronousThreads())
-        self.patch(agent_module, "make_volumes", self.make_volumes)
-
-    def make_volumes(self, *_: Any) -> dict[str, Any]:
-        return {self.rig.top: self.rig.another()}
-
-    def settings(self, **more: Any) -> AgentSettings:
-        return AgentSettings(
-            [Text(self.rig.top)],
-            [UserID(os.geteuid())],
-            socket=Text(self.socket),
-            projects=Text(self.rig.places),
-            projid=Text(self.rig.names),
-            logging=LoggingSettings(),
-            **{"reconcile_interval": Duration(0), **more},
-        )
-
-    def start(self, agent: Agent) -> None:
-        agent.privilegedStartService()
-        agent.startService()
-        self.addCleanup(lambda: agent.running and agent.stopService())
-
-    async def test_volumes(self) -> None:
-        """The volumes share a registry, and each has threads of its own."""
-        settings = self.settings()
-        made = make_volumes(settings, Clock())
-        self.assertEqual(list(made), [self.rig.top])
-        [projects] = made.values()
-        verifyObject(IProjects, projects)
-        self.assertIsNot(projects.threads, projects.commits.threads)
-        self.assertEqual(projects.ids, settings.ids)
-
-    async def test_serve(self) -> None:
-        """It serves until it is stopped, and leaves no socket."""
-        agent = Agent(self.settings(), reactor)
-        self.start(agent)
-        remote = self.client(self.rig.top)
-        path = self.rig.folder(1)
-        descriptor = os.open(path, os.O_RDONLY)
-        self.addCleanup(os.close, descriptor)
-        self.assertEqual(await remote.allocate(descriptor), 1000)
-        self.assertEqual(self.rig.kernel.of(path), Mark(1000, True))
-        self.assertEqual((await remote.set_limit(descriptor, Limit(1))).limit, Limit(4096))
-        self.assertEqual((await remote.account(descriptor)).limit, Limit(4096))
-        self.assertEqual(await remote.reconcile(), [])
-        os.rmdir(path)
-        self.assertTrue(await remote.release(1000))
-        await agent.stopService()
-        self.assertFalse(os.path.exists(self.socket))
-        with self.assertRaises(VolumeUnavailable):
-            await remote.release(1000)
-
-    async def test_privilege(self) -> None:
-        """It keeps two capabilities, and a third one when that is wanted."""
-        needed = {Capability.CAP_SYS_ADMIN, Capability.CAP_FOWNER}
-        for read_all in (False, True):
-            agent = Agent(self.settings(read_all=read_all), reactor)
-            self.start(agent)
-            await agent.stopService()
-        self.assertEqual(self.kept, [needed, needed | {Capability.CAP_DAC_READ_SEARCH}])
-
-    def test_missing_privilege(self) -> None:
-        """Without them it does not start, and says what it lacks."""
-        self.patch(agent_module.privilege, "missing", lambda: ["CAP_FOWNER", "CAP_SYS_ADMIN"])
-        agent = Agent(self.settings(), reactor)
-        error = self.assertRaises(SystemExit, agent.privilegedStartService)
-        self.assertIn("CAP_FOWNER and CAP_SYS_ADMIN", str(error))
-        self.assertFalse(os.path.exists(self.socket))
-
-    def test_socket_taken(self) -> None:
-        """Where it cannot listen it does not start."""
-        with open_socket(self.socket, 0o660, -1):
-            agent = Agent(self.settings(), reactor)
-            error = self.assertRaises(SystemExit, agent.privilegedStartService)
-        self.assertIn(self.socket, str(error))
-
-    async def test_reconcile(self) -> None:
-        """It reconciles when it starts, and then again and again."""
-        clock = Clock()
-        clock.adoptStreamPort = reactor.adoptStreamPort  # type: ignore[attr-defined]
-        agent = Agent(self.settings(reconcile_interval=Duration(3600.0)), clock)
-        first = self.rig.folder(1)
-        self.start(agent)
-        self.assertEqual(self.rig.kernel.of(first).project, 1000)
-        second = self.rig.folder(2)
-        clock.advance(3600.0)
-        self.assertEqual(self.rig.kernel.of(second).project, 1001)
-        shutil.rmtree(self.rig.top)
-        clock.advance(3600.0)
-        os.mkdir(self.rig.top)
-        third = self.rig.folder(3)
-        clock.advance(3600.0)
-        self.assertEqual(self.rig.kernel.of(third), Mark(1002, True), "one failure is not the end")
-
-    async def test_once(self) -> None:
-        """It can be told to reconcile once, and end."""
-        stopped = []
-
-        class Half(Clock):
-            def callWhenRunning(self, function: Callable[[], Any]) -> None:
-                function()
-
-            def stop(self) -> None:
-                stopped.append(True)
-
-        path = self.rig.folder(1)
-        once = Once(self.settings(), Half())
-        once.startService()
-        self.assertEqual(self.rig.kernel.of(path).project, 1000)
-        self.assertEqual(stopped, [True])
-        self.assertFalse(os.path.exists(self.socket))
-
-
-class CredentialTests(SynchronousTestCase):
-    def test_layout(self) -> None:
-        """What the kernel vouches for is read as unix(7) says."""
-        ours, theirs = socket.socketpair()
-        self.addCleanup(ours.close)
-        self.addCleanup(theirs.close)
-        size = struct.calcsize("=iII")
-        found = agent_module._UCRED.unpack(
-            ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
-        self.assertEqual(found, (os.getpid(), os.getuid(), os.getgid()))

@@ -84,7 +84,7 @@ class ProjectsCase(SynchronousTestCase):
         """The registry has exactly these."""
         entries = self.projects.registry.read()
         self.assertEqual(entries.paths, expected)
-        self.assertEqual(set(entries.named), set(expected))
+        self.assertEqual(entries.ours, set(expected))
 
 
 class AllocateTests(ProjectsCase):
@@ -168,7 +168,7 @@ class AllocateTests(ProjectsCase):
         self.assertNotEqual(second, project)
         entries = self.projects.registry.read()
         self.assertEqual(entries.paths, {second: path})
-        self.assertEqual(set(entries.named), {project, second}, "the first is still in use")
+        self.assertEqual(entries.ours, {project, second}, "the first is still in use")
         self.assertEqual(self.account(path).limit, Limit(0))
 
     def test_broken_off(self) -> None:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from backends.xfs.interfaces import NotManaged
-from backends.xfs.registry import LOCK, Entries, Registry, name_of
+from backends.xfs.registry import LOCK, Entries, Registry
 from storageproxy.testing import GIVE_UP
 from tests.strategies import QUICK
 
@@ -50,7 +50,7 @@ class EntriesTests(SynchronousTestCase):
         entries = Entries.parse(PLACES, NAMES)
         self.assertEqual(entries.paths, {7: "/srv/seven", 8: "/srv/eight: and more"})
         self.assertEqual(entries.projects["/srv/also seven"], 7)
-        self.assertEqual(entries.named, {7: {"seven"}, 9: {"with:colon"}})
+        self.assertEqual((entries.ours, entries.others), (set(), {7, 9}))
         for project in (7, 8, 9):
             self.assertTrue(entries.is_taken(project))
         self.assertFalse(entries.is_taken(100))
@@ -327,4 +327,4 @@ class RegistryTests(SynchronousTestCase):
         self.assertEqual(sorted(found), list(range(1, 41)))
         entries = self.registry.read()
         self.assertEqual(sorted(entries.paths), sorted(found))
-        self.assertEqual(entries.named, {one: {name_of(one)} for one in found})
+        self.assertEqual(entries.ours, set(found))

@@ -32,7 +32,7 @@ from backends.xfs.interfaces import (
 )
 from backends.xfs.kernel import LAST_PROJECT, Kernel
 from backends.xfs.reconcile import Reconciliation
-from backends.xfs.registry import Entries, Registry, name_of, no_step
+from backends.xfs.registry import Entries, Registry, no_step
 from backends.xfs.tree import Tree
 from storageproxy.beneath import File
 from storageproxy.errors import BackendFailure, InvalidParameters
@@ -179,7 +179,7 @@ class Projects:
                 # It was that of a directory which is in the trash by now.
                 entries.displace(current)
             last = self._last or max(
-                (one for one in (*entries.paths, *entries.named) if one in self.ids), default=0
+                (one for one in (*entries.paths, *entries.ours) if one in self.ids), default=0
             )
             project = entries.choose(self.ids, last, busy)
             entries.place(project, path)
@@ -337,8 +337,7 @@ class Projects:
         entries = self.registry.read()
         path = entries.paths.get(project)
         if path is None:
-            others = entries.named.get(project, frozenset()) - {name_of(project)}
-            if others or project not in self.ids:
+            if project in entries.others or project not in self.ids:
                 raise NotManaged(f"project {project} is none of ours")
             return ""
         if not self.tree.has(path):

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
 from backends.xfs.interfaces import Account, Limit, Mark
-from backends.xfs.registry import Entries, name_of
+from backends.xfs.registry import Entries
 from backends.xfs.tree import Seizure, Tree
 from storageproxy.beneath import Directory
 from storageproxy.threads import Progress
@@ -107,7 +107,7 @@ class Survey:
                     f"project {project} is on {', '.join(paths)}, and which of them it belongs to"
                     " is not known any more; those with project 0 would get one of their own"
                 )
-        for project, account in self._without_directory(tree, ids):
+        for project, account in self._without_directory(tree):
             path = self.entries.paths.get(project, "")
             if project in claims:
                 continue
@@ -129,14 +129,13 @@ class Survey:
         has_project = scope.mark is None or scope.mark.project != 0
         return has_project or found.scope in self.entries.projects
 
-    def _without_directory(self, tree: Tree, ids: range) -> Iterable[tuple[int, Account]]:
-        for project in sorted({*self.accounts, *self.entries.paths, *self.entries.named}):
+    def _without_directory(self, tree: Tree) -> Iterable[tuple[int, Account]]:
+        for project in sorted({*self.accounts, *self.entries.paths, *self.entries.ours}):
             path = self.entries.paths.get(project)
             if path is None:
-                names = self.entries.named.get(project, frozenset())
                 account = self.accounts.get(project, Account(project, Limit(0), 0, 0))
                 is_known = account.limit != Limit(0) or account.size or account.inodes
-                if project in ids and (name_of(project) in names or is_known and not names):
+                if project in self.entries.ours or is_known and project not in self.entries.others:
                     yield project, account
             elif tree.has(path) and path not in self.found:
                 yield project, self.accounts.get(project, Account(project, Limit(0), 0, 0))
@@ -149,7 +148,7 @@ class Reconciliation:
     :param projects: those of a volume.
     """
 
-    log = Logger()
+    log = Logger("backends.xfs.audit")
 
     def __init__(self, projects: Projects) -> None:
         self._projects = projects
@@ -194,7 +193,8 @@ class Reconciliation:
                 was = "not in the registry" if old is None else f"in the registry as {old}"
                 lines.append(f"{path} was {was}, and is recorded with its project {project} now")
             for project, path in entries.paths.items():
-                if self._tree.has(path) and project not in entries.named:
+                named = project in entries.ours or project in entries.others
+                if self._tree.has(path) and not named:
                     entries.name(project)
                     lines.append(f"project {project} of {path} had no name, and has one now")
             return lines

@@ -30,9 +30,9 @@ T = TypeVar("T")
 State: TypeAlias = tuple[int, int, int]
 
 #: projects(5): what xfs_quota takes for the id is what atoi(3) does.
-_PLACE = re.compile(rb"[ \t]*(\d{1,10}):([^\n]*)")
+_PLACE = re.compile(rb"^[ \t]*(\d{1,10}):([^\n]*)$", re.MULTILINE)
 #: projid(5): a name that is a number is one of the id, so what is before the last colon may be any.
-_NAME = re.compile(rb"([^\n]*):[ \t]*(\d{1,10})[ \t\r]*\n?")
+_NAME = re.compile(rb"^(?!#)([^\n]*):[ \t]*(\d{1,10})[ \t\r]*$", re.MULTILINE)
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 
 #: What the lock is called, beside the file of projects.
@@ -43,9 +43,13 @@ def no_step(name: str) -> None:
     """The step of work that nobody interrupts."""
 
 
-def name_of(project: int) -> str:
+def name_of(project: int) -> bytes:
     """What a project of ours is called."""
-    return f"storage-proxy-{project}"
+    return b"storage-proxy-%d" % project
+
+
+def _name_line(project: int) -> bytes:
+    return b"%s:%d\n" % (name_of(project), project)
 
 
 @define
@@ -57,24 +61,24 @@ class Entries:
     :param names: the lines of the second one.
     :ivar paths: project to directory. Of several lines for one project, the first counts.
     :ivar projects: directory to project, likewise.
-    :ivar named: the projects that have a name, with their names.
+    :ivar ours: the projects that have the name that we give.
+    :ivar others: those that have another one.
     """
 
     places: list[bytes]
     names: list[bytes]
     paths: dict[int, str] = field(init=False, factory=dict)
     projects: dict[str, int] = field(init=False, factory=dict)
-    named: dict[int, frozenset[str]] = field(init=False, factory=dict)
+    ours: set[int] = field(init=False, factory=set)
+    others: set[int] = field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
-        for line in self.places:
-            if found := _PLACE.match(line):
-                self._placed(int(found[1]), os.fsdecode(found[2]))
-        for line in self.names:
-            if not line.startswith(b"#") and (found := _NAME.fullmatch(line)):
-                project = int(found[2])
-                name = os.fsdecode(found[1])
-                self.named[project] = self.named.get(project, frozenset()) | {name}
+        places, names = self.files
+        for number, path in _PLACE.findall(places):
+            self._placed(int(number), os.fsdecode(path))
+        for name, number in _NAME.findall(names):
+            project = int(number)
+            (self.ours if name == name_of(project) else self.others).add(project)
 
     @classmethod
     def parse(cls, places: bytes, names: bytes) -> Entries:
@@ -83,7 +87,7 @@ class Entries:
 
     def is_taken(self, project: int) -> bool:
         """Whether an id is in use, by whomsoever."""
-        return project in self.paths or project in self.named
+        return project in self.paths or project in self.ours or project in self.others
 
     def choose(self, ids: range, after: int, busy: Iterable[int] = ()) -> int:
         """
@@ -116,9 +120,9 @@ class Entries:
 
     def name(self, project: int) -> None:
         """Record that an id is taken."""
-        if project not in self.named:
-            _append(self.names, b"%s:%d\n" % (name_of(project).encode(), project))
-            self.named[project] = frozenset({name_of(project)})
+        if project not in self.ours and project not in self.others:
+            _append(self.names, _name_line(project))
+            self.ours.add(project)
 
     def displace(self, project: int) -> None:
         """Record that the directory of a project is gone. The id stays taken."""
@@ -140,21 +144,16 @@ class Entries:
 
     def forget(self, project: int) -> None:
         """Give an id back. Names that others have given to it stay."""
-        line = b"%s:%d" % (name_of(project).encode(), project)
-        self.names = [one for one in self.names if one.rstrip(b"\n") != line]
-        others = self.named.pop(project, frozenset()) - {name_of(project)}
-        if others:
-            self.named[project] = others
+        line = _name_line(project)
+        self.names = [one for one in self.names if one != line and one + b"\n" != line]
+        self.ours.discard(project)
 
     def copy(self) -> Entries:
         """The same once more, to be changed on its own."""
         same = copy(self)
         same.places, same.names = list(self.places), list(self.names)
-        same.paths, same.projects, same.named = (
-            dict(self.paths),
-            dict(self.projects),
-            dict(self.named),
-        )
+        same.paths, same.projects = dict(self.paths), dict(self.projects)
+        same.ours, same.others = set(self.ours), set(self.others)
         return same
 
     @property

@@ -4,8 +4,10 @@ Projects of inodes on a real XFS. The kernel need not have quotas; root is neede
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,10 +15,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from backends.xfs.interfaces import Mark, Quotas
 from backends.xfs.kernel import Kernel, device_of
+from backends.xfs.tree import Tree
+from storageproxy.beneath import Directory
 from tests.engines import reflink
 
 
-class MarkTests(SynchronousTestCase):
+class MountedCase(SynchronousTestCase):
     def setUp(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir(parents=True)
@@ -30,6 +34,8 @@ class MarkTests(SynchronousTestCase):
         self.addCleanup(os.close, descriptor)
         return descriptor
 
+
+class MarkTests(MountedCase):
     def test_marks(self) -> None:
         """What is made in a directory that hands its project on belongs to it, too."""
         os.mkdir(os.path.join(self.top, "a"))
@@ -64,3 +70,55 @@ class MarkTests(SynchronousTestCase):
     def test_device(self) -> None:
         """The device is found that it is mounted from."""
         self.assertTrue(device_of(self.open(".")).startswith("/dev/loop"))
+
+
+class SeizeTests(MountedCase):
+    """A tree is given to a project while its owner swaps directories for links that lead out."""
+
+    def test_swapped(self) -> None:
+        """Nothing outside is ever given to it."""
+        outside = Path(self.top, "outside")
+        outside.mkdir()
+        for number in range(20):
+            (outside / str(number)).write_text("x")
+        top = Path(self.top, "folder")
+        (top / "a").mkdir(parents=True)
+        for number in range(20):
+            (top / "a" / str(number)).write_text("x")
+        end = threading.Event()
+
+        def move(source: Path, target: Path) -> None:
+            while True:
+                try:
+                    return os.rename(source, target)
+                except OSError as error:
+                    # The directory above has the next project already, and this one has not.
+                    self.assertEqual(error.errno, errno.EXDEV)
+                    if end.is_set():
+                        self.kernel.set_mark(self.open(str(source)), Mark(0, True))
+                        self.kernel.set_mark(self.open(str(top)), Mark(0, True))
+
+        def swap() -> None:
+            while not end.is_set():
+                move(top / "a", top / "b")
+                os.symlink(outside, top / "a")
+                os.unlink(top / "a")
+                move(top / "b", top / "a")
+
+        tree = Tree(self.top, self.kernel)
+        swapping = threading.Thread(target=swap)
+        swapping.start()
+        try:
+            with Directory.open_root(str(top)) as directory:
+                for project in range(1, 200):
+                    tree.seize(directory, project)
+        finally:
+            end.set()
+            swapping.join()
+        for path in (outside, *outside.iterdir()):
+            descriptor = self.open(str(path))
+            self.assertEqual(self.kernel.mark(descriptor), Mark(0, False))
+        with Directory.open_root(str(top)) as directory:
+            self.assertEqual(tree.seize(directory, 7).entries, 22)
+        for path in (top, top / "a", *(top / "a").iterdir()):
+            self.assertEqual(self.kernel.mark(self.open(str(path))).project, 7)
