@@ -17,7 +17,7 @@ from backends.xfs.interfaces import Mark, Quotas
 from backends.xfs.kernel import Kernel, device_of
 from backends.xfs.tree import Tree
 from storageproxy.beneath import Directory
-from tests.engines import reflink
+from tests.engines import xfs
 
 
 class MountedCase(SynchronousTestCase):
@@ -26,7 +26,7 @@ class MountedCase(SynchronousTestCase):
         directory.mkdir(parents=True)
         stack = ExitStack()
         self.addCleanup(stack.close)
-        self.top = stack.enter_context(reflink.mounted(str(directory)))
+        self.top = stack.enter_context(xfs.mounted(str(directory)))
         self.kernel = Kernel()
 
     def open(self, name: str) -> int:
