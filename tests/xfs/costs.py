@@ -1,5 +1,6 @@
 """
-What limits cost with few folders and with many: ``python -m tests.xfs.costs`` prints a table.
+What limits cost with few folders and with many: ``python -m tests.xfs.costs`` prints two tables, as
+limits are set by the same process or by the agent. ``embedded`` or ``agent`` asks for one.
 
 Times in user-mode Linux are not those of real machines; what counts is one against the other. It
 ends with status 1 when reading a limit or a usage costs more with 2,000 folders than with 10, or
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import react
 
 from backends.xfs.backend import XFSBackend
@@ -29,6 +30,8 @@ from tests.xfs import services
 MEBI = 1 << 20
 FEW, MANY = 10, 2000
 ROUNDS = 200
+#: Folders that are made at one time.
+TOGETHER = 50
 #: How much more may be measured, and be chance.
 CHANCE = 1.25
 MOST_SPAWNS = 4.0
@@ -47,8 +50,14 @@ async def measure(work: Callable[[int], Awaitable[object]], rounds: int = ROUNDS
 async def figures(volume: XFSVolume, count: int, reactor: Any) -> dict[str, float]:
     """Grow a volume to so many folders, and measure."""
     made = sum(1 for _ in Path(volume.path).glob("??/??/*"))
-    for number in range(made, count):
-        await volume.create_folder(bare_id(number), None, 64 * MEBI)
+    for begin in range(made, count, TOGETHER):
+        some = [
+            Deferred.fromCoroutine(volume.create_folder(bare_id(number), None, None))
+            for number in range(begin, min(begin + TOGETHER, count))
+        ]
+        await gatherResults(some)
+    for number in range(min(count, ROUNDS // 4)):
+        await volume.set_quota(bare_id(number), 64 * MEBI)
 
     async def spawn(number: int) -> None:
         await process.run(reactor, ["/bin/true"], 60.0)
@@ -77,15 +86,20 @@ async def compare(name: str, volume: XFSVolume, reactor: Any) -> bool:
     return passed and max(spawns) <= MOST_SPAWNS
 
 
-async def main(reactor: Any) -> None:
-    """Measure with limits set in this process, and by the agent."""
+def options(name: str) -> dict[str, str]:
+    """``[volume.NAME.options]``"""
+    if name == "agent":
+        return {"agent": str(services.agent().socket)}
     registry = services.directory("costs")
-    embedded = {"projects": str(registry / "projects"), "projid": str(registry / "projid")}
-    remote = {"agent": str(services.agent().socket)}
+    return {"projects": str(registry / "projects"), "projid": str(registry / "projid")}
+
+
+async def main(reactor: Any, *names: str) -> None:
+    """Measure."""
     passed = True
-    for name, options in (("embedded", embedded), ("agent", remote)):
+    for name in names or ("embedded", "agent"):
         path = str(next(services.spare_volumes()))
-        settings = VolumeSettings(backend="xfs", path=path, options=options)
+        settings = VolumeSettings(backend="xfs", path=path, options=options(name))
         volume = XFSBackend().volume(name, settings, reactor)
         passed &= await compare(name, volume, reactor)
         volume.threads.stop()
@@ -95,6 +109,7 @@ async def main(reactor: Any) -> None:
 
 if __name__ == "__main__":
     if uml.is_inside():
-        react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+        react(lambda *args: Deferred.fromCoroutine(main(*args)), sys.argv[1:])
     uml.end_on_signal()
-    sys.exit(uml.run([sys.executable, "-m", "tests.xfs.costs"], sys.stdout.buffer))
+    command = [sys.executable, "-m", "tests.xfs.costs", *sys.argv[1:]]
+    sys.exit(uml.run(command, sys.stdout.buffer))
