@@ -350,6 +350,16 @@ class LostTests(AgentCase):
         await self.listen()
         self.assertEqual(await self.remote.allocate(self.top), 7)
 
+    async def test_started_again(self) -> None:
+        """An agent that was started again is asked again, whether or not its end was heard."""
+        self.projects.answer = lambda *_: 7
+        port = await self.listen()
+        self.assertEqual(await self.remote.allocate(self.top), 7)
+        await self.stop(port)
+        await self.listen()
+        # The end of the connection waits to be read.
+        self.assertEqual(await self.remote.allocate(self.top), 7)
+
     async def test_under_way(self) -> None:
         """When it is lost, those who wait for it are told; what was begun comes to its end."""
         port = await self.listen()

@@ -35,6 +35,8 @@ from storageproxy.errors import BackendFailure, VolumeUnavailable
 
 
 class _Connection(amp.AMP):
+    #: Whether the agent has ever answered on it.
+    proven = False
     lost = False
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
@@ -130,17 +132,27 @@ class RemoteProjects:
         try:
             await self._turns.acquire()
             try:
+                given = arguments if held is None else {"directory": held, **arguments}
                 connection = await self._connected()
-                directory = {} if held is None else {"directory": held}
-                answer: dict[str, Any] = await connection.callRemote(
-                    command, volume=self._volume, **directory, **arguments
-                )
-                return answer
+                try:
+                    return await self._call(connection, command, given)
+                except ConnectionClosed:
+                    if not connection.proven:
+                        raise
+                    # The agent was started again. All that is asked of it may be asked twice.
+                    return await self._call(await self._connected(), command, given)
             finally:
                 self._turns.release()
         finally:
             if held is not None:
                 os.close(held)
+
+    async def _call(
+        self, connection: _Connection, command: type[amp.Command], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = await connection.callRemote(command, volume=self._volume, **given)
+        connection.proven = True
+        return answer
 
     def _connected(self) -> Deferred[_Connection]:
         if self._connection is not None and not self._connection.lost:

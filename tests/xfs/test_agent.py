@@ -13,7 +13,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 from twisted.protocols import amp
 from twisted.trial.unittest import TestCase
 
@@ -253,8 +252,6 @@ class ReconcileTests(AgentCase):
         descriptor = self.open(self.folder)
         number = await self.limited(self.folder)
         self.agent.stop()
-        # The end of the connection is heard.
-        await deferLater(reactor, 0)
         self.agent.start()
         self.assertEqual(await self.projects.allocate(descriptor), number)
         self.assertEqual((await self.projects.account(descriptor)).limit, Limit(MEBI))
