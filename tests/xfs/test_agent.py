@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.protocols import amp
 from twisted.trial.unittest import TestCase
 
@@ -252,9 +252,8 @@ class ReconcileTests(AgentCase):
         """An agent that was started again goes on where the last one was."""
         descriptor = self.open(self.folder)
         number = await self.limited(self.folder)
-        self.agent.stop()
-        # The end of the connection is heard.
-        await deferLater(reactor, 0)
+        # In a thread, so that the end of the connection is heard.
+        await deferToThread(self.agent.stop)
         self.agent.start()
         self.assertEqual(await self.projects.allocate(descriptor), number)
         self.assertEqual((await self.projects.account(descriptor)).limit, Limit(MEBI))
