@@ -102,7 +102,7 @@ class KernelTests(TestCase):
             self.assertEqual(found.account(descriptor, 302), Account(302, Limit(0), 0, 0))
 
     def test_odd_mount_point(self) -> None:
-        """A mount point with blanks and a device by another name are no trouble."""
+        """A mount point with blanks in its name is no trouble."""
         directory = "/run/odd/with blank\tand tab"
         os.makedirs(directory)
         mounts = ExitStack()
