@@ -7,6 +7,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import re
 import struct
 import subprocess
 from contextlib import ExitStack
@@ -20,6 +21,9 @@ from tests.engines import xfs
 _FSXATTR = struct.Struct("=IIIII8s")
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _INHERIT = 0x200
+
+#: Of blocks and of inodes: used, soft limit, hard limit, warnings, time left.
+_ROW = re.compile(r"#(\d+)\s+(\d+)\s+\d+\s+(\d+)\s+\d+\s+\[.*?\]\s+(\d+)\s+\d+\s+(\d+)\s+\d+\s+\[")
 
 
 class Project(NamedTuple):
@@ -83,19 +87,12 @@ def set_limit(number: int, size: int, inodes: int = 0) -> None:
 def charges() -> dict[int, Charge]:
     """What each project holds and may hold, of those that hold anything or have a limit."""
     os.sync()
-    size, inodes = (
-        {int(fields[0][1:]): fields[1:4] for fields in map(str.split, said) if fields}
-        for said in (quota(f"report -p -n -N {kind}").splitlines() for kind in ("-b", "-i"))
-    )
-    return {
-        number: Charge(
-            1024 * int(size[number][0]),
-            1024 * int(size[number][2]),
-            int(inodes[number][0]),
-            int(inodes[number][2]),
-        )
-        for number in size.keys() | inodes.keys()
-    }
+    found = {}
+    for line in quota("report -p -n -N -b -i").splitlines():
+        if row := _ROW.match(line):
+            number, size, limit, inodes, inodes_limit = map(int, row.groups())
+            found[number] = Charge(1024 * size, 1024 * limit, inodes, inodes_limit)
+    return found
 
 
 def quota(command: str, top: Path | None = None) -> str:
