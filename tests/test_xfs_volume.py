@@ -363,6 +363,25 @@ class CreationTests(XFSTestCase):
         for number in range(2):
             self.assertEqual(os.listdir(self.place(bare_id(number))), ["file"])
 
+    def test_broken_off_and_stuck(self) -> None:
+        """What cannot be taken away does not keep the trash from being emptied."""
+        self.break_off(bare_id(1), "made")
+        result_of(self.volume.create_folder(bare_id(2), None, MEBI))
+        result_of(self.volume.delete_folder(bare_id(2)))
+        self.assertNotEqual(self.trash(), [])
+        undo = self.volume._undo
+
+        def fail(creation: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        self.volume._undo = fail  # type: ignore[method-assign]
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.trash(), [])
+        self.assertEqual(len(self.creating()), 1)
+        self.volume._undo = undo  # type: ignore[method-assign]
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.creating(), [])
+
     def test_broken_off_and_refused(self) -> None:
         """One that is taken up and fails again is taken away."""
         self.break_off(bare_id(1), "limited")

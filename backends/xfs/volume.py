@@ -172,7 +172,8 @@ class XFSVolume(VFSVolume):
     async def empty_trash(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
         try:
-            await self.threads.run(self._undo_creations)
+            for note in await self.threads.run(self._undo_creations):
+                self._log.warn("Volume {name}: {note}", name=self.name, note=note)
             await super().empty_trash()
         finally:
             while self._gone:
@@ -457,11 +458,20 @@ class XFSVolume(VFSVolume):
             with suppress(FileNotFoundError):
                 creations.end(root, creation)
 
-    def _undo_creations(self) -> None:
+    def _undo_creations(self) -> list[str]:
+        """:return: a line for each that stays, as one of them shall not hold up the others."""
+        lines = []
         with self.open_root() as root:
             for creation in creations.broken_off(root):
                 with creation.note:
-                    self._undo(creation)
+                    try:
+                        self._undo(creation)
+                    except OSError as error:
+                        lines.append(
+                            f"what is left of a creation at {'/'.join(creation.names)} cannot be"
+                            f" taken away: {error}"
+                        )
+        return lines
 
     def _look(self, names: Sequence[str], missing: StorageProxyError) -> _Place:
         with self._parent(names, missing) as parent:
