@@ -10,7 +10,8 @@ from uuid import uuid4
 
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import EventLoggingObserver, MemoryReactorClock
+from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool, readBody
 from zope.interface.verify import verifyObject
@@ -188,6 +189,21 @@ class DrainTests(ServiceCase):
         self.reactor.advance(SETTLE)
         self.reactor.advance(0)
         self.successResultOf(stopping)
+        self.threads.release()
+
+    def test_late_is_no_failure(self) -> None:
+        """That something was not waited for any longer is nothing to be told as a failure."""
+        events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+        self.upload(10, b"abcd")
+        self.threads.held = True
+        self.download()
+        stopping = self.stop()
+        self.reactor.advance(GRACE)
+        self.reactor.advance(SETTLE)
+        self.reactor.advance(0)
+        self.successResultOf(stopping)
+        told = [event for event in events if event["log_namespace"] == "storageproxy.service"]
+        self.assertEqual([one for one in told if one["log_level"] > LogLevel.info], [])
         self.threads.release()
 
     def test_not_ready_meanwhile(self) -> None:

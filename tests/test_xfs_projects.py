@@ -349,8 +349,8 @@ class DirectoryTests(ProjectsCase):
         """Without quotas it is said what to do."""
         path = self.rig.folder(1)
         for state, remedy in (
-            (Quotas.NOT_XFS, "not on an XFS file system"),
-            (Quotas.OFF, "-o pquota"),
+            (Quotas.NOT_XFS, "is not on XFS"),
+            (Quotas.OFF, "pquota"),
             (Quotas.COUNTED, "not pqnoenforce"),
         ):
             self.kernel.state = state
@@ -454,13 +454,28 @@ class LimitTests(ProjectsCase):
 
     def test_other_process(self) -> None:
         """So do two processes."""
-        with self.projects.tree.lock(), opened(self.rig.top) as descriptor:
-            self.assertRaises(
-                BlockingIOError, fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )
-        with opened(self.rig.top) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        places = self.rig.places
+        with self.projects.tree.lock(places):
+            [name] = [one for one in os.listdir(os.path.dirname(places)) if one.endswith(".lock")]
+            with opened(os.path.join(os.path.dirname(places), name)) as descriptor:
+                self.assertRaises(
+                    BlockingIOError, fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )
+        self.projects.tree.lock(places).close()
+
+    def test_lock_of_others(self) -> None:
+        """Nobody can lock what they wait for, who can only read the volume or the registry."""
+        path, _ = self.folder()
+        self.set_limit(path, Limit(4096))
+        beside = os.path.dirname(self.rig.places)
+        locks = [one for one in os.listdir(beside) if one.endswith(".lock")]
+        self.assertEqual(len(locks), 2, "of the registry, and of the file system")
+        for name in locks:
+            self.assertEqual(os.stat(os.path.join(beside, name)).st_mode & 0o777, 0o600)
+        for readable in (self.rig.top, self.rig.places, self.rig.names):
+            with opened(readable) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.set_limit(path, Limit(8192))
 
     def test_usage(self) -> None:
         """What is in a directory is charged to it."""

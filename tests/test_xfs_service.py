@@ -4,6 +4,7 @@ The agent as a service: its socket, its privilege, its rounds.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import shutil
@@ -14,15 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from backends.xfs import agent as agent_module
 from backends.xfs.agent import Agent, Once, make_volumes, open_socket
-from backends.xfs.interfaces import IProjects, Limit, Mark
+from backends.xfs.interfaces import IProjects, Limit, Mark, Quotas
 from backends.xfs.privilege import Capability
-from backends.xfs.settings import AgentSettings
+from backends.xfs.settings import AgentSettings, to_range
 from storageproxy.config import LoggingSettings, UserID
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.schema import Duration, Text
@@ -103,7 +105,7 @@ class ServiceTests(AgentCase):
         [projects] = made.values()
         verifyObject(IProjects, projects)
         self.assertIsNot(projects.threads, projects.commits.threads)
-        self.assertEqual(projects.ids, settings.ids)
+        self.assertEqual(projects.ids, to_range(settings.ids))
 
     async def test_serve(self) -> None:
         """It serves until it is stopped, and leaves no socket."""
@@ -178,12 +180,31 @@ class ServiceTests(AgentCase):
             def stop(self) -> None:
                 stopped.append(True)
 
+        at_exit: list[Any] = []
+        self.patch(atexit, "register", lambda *call: at_exit.append(call))
         path = self.rig.folder(1)
         once = Once(self.settings(), Half())
+        once.privilegedStartService()
         once.startService()
         self.assertEqual(self.rig.kernel.of(path).project, 1000)
-        self.assertEqual(stopped, [True])
+        self.assertEqual((stopped, at_exit), ([True], []))
         self.assertFalse(os.path.exists(self.socket))
+        self.assertEqual(self.kept, [{Capability.CAP_SYS_ADMIN, Capability.CAP_FOWNER}])
+        # One volume that fails, before others that do not, is a failure.
+        self.rig.kernel.state = Quotas.OFF
+        sound = self.rig.another()
+        self.patch(sound, "reconcile", lambda: succeed([]))
+        volumes = {**self.make_volumes(), "/other": sound}
+        self.patch(agent_module, "make_volumes", lambda *_: volumes)
+        Once(self.settings(), Half()).startService()
+        self.assertEqual((stopped, at_exit), ([True] * 2, [(os._exit, 1)]))
+
+    def test_once_without_privilege(self) -> None:
+        """Without what it needs it says so, and does nothing."""
+        self.patch(agent_module.privilege, "missing", lambda: ["CAP_FOWNER"])
+        once = Once(self.settings(), Clock())
+        error = self.assertRaises(SystemExit, once.privilegedStartService)
+        self.assertIn("CAP_FOWNER", str(error))
 
 
 class CredentialTests(SynchronousTestCase):

@@ -21,7 +21,7 @@ from zope.interface.verify import verifyObject
 import storageproxy
 from backends.xfs import settings
 from backends.xfs.agent import Agent, Once
-from backends.xfs.settings import AgentSettings, check
+from backends.xfs.settings import AgentSettings, check, to_range
 from backends.xfs.tap import FILE, Options, makeService
 from storageproxy.config import ConfigurationError
 from tests.strategies import QUICK, json_values, tables
@@ -48,7 +48,7 @@ class SettingsTests(SynchronousTestCase):
         found = check(self.table())
         self.assertEqual(found.users, [0])
         self.assertEqual((found.projects, found.projid), ("/etc/projects", "/etc/projid"))
-        self.assertEqual(found.ids, range(1_000_000, 4_294_967_295))
+        self.assertEqual(to_range(found.ids), range(1_000_000, 4_294_967_295))
         self.assertEqual(found.socket_mode, 0o660)
         self.assertFalse(found.read_all)
 
@@ -72,8 +72,7 @@ class SettingsTests(SynchronousTestCase):
             "socket": ["relative", "/no/such/directory/socket"],
             "projects": ["projects", "/no/such/directory/projects"],
             "projid": [7],
-            "first-id": [0, 2**32, "x"],
-            "last-id": [999_999, 2**32 - 1],
+            "ids": [[0, 5], [7], [9, 5], [1, 2**32 - 1], 7, "1-5"],
             "threads": [1, 2000],
             "deadline": [0, "soon"],
             "reconcile-interval": ["never"],
@@ -92,7 +91,7 @@ class SettingsTests(SynchronousTestCase):
     @QUICK
     @given(
         tables(
-            ["volumes", "users", "socket", "socket-mode", "first-id", "last-id", "logging"],
+            ["volumes", "users", "socket", "socket-mode", "ids", "logging"],
             st.sampled_from([["/tmp"], [0], "/tmp/socket", 0o600, 5, {"level": "info"}]),
         )
         | st.dictionaries(st.text(max_size=8), json_values(), max_size=4)
@@ -184,5 +183,5 @@ class TapTests(SynchronousTestCase):
             text=True,
             timeout=60,
         )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("is not on an XFS file system", done.stdout)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("is not on XFS", done.stdout)

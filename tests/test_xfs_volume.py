@@ -21,6 +21,7 @@ from backends.xfs import creations
 from backends.xfs.creations import CREATING
 from backends.xfs.interfaces import (
     Account,
+    Drifted,
     IKernel,
     IProjects,
     Limit,
@@ -524,6 +525,27 @@ class QuotaTests(XFSTestCase):
         self.patch(self.projects, "account", account)
         self.assertEqual(result_of(self.volume.usage(bare_id(1))), Usage(10**9 - 1, 1 << 50))
         self.assertEqual(result_of(self.volume.used_bytes(bare_id(1))), 1 << 50)
+
+    def test_drifted(self) -> None:
+        """
+        Of a folder that has left its project, what is in it is counted; its limit is not told, and
+        cannot be set, and it is said why.
+        """
+        result_of(self.volume.create_folder(bare_id(1), None, MEBI))
+        self.write(bare_id(1), "file", 13)
+        for error in (Drifted("it has project 7: reconciling"), NotManaged("no project")):
+            self.projects.refusal = error
+            self.assertEqual(result_of(self.volume.usage(bare_id(1))), Usage(1, 13))
+            self.assertEqual(result_of(self.volume.used_bytes(bare_id(1))), 13)
+            for work in (
+                self.volume.get_quota(bare_id(1)),
+                self.volume.set_quota(bare_id(1), MEBI),
+                self.volume.room(bare_id(1)),
+            ):
+                raised = self.assertRaises(type(error), result_of, work)
+                document = raised.document()
+                self.assertEqual((document["status"], document["msg"]), (409, str(error)))
+                self.assertNotIn("internal", document["error_code"])
 
     def test_scope_of_limited_folders(self) -> None:
         """A scope cannot be limited when its folders are, one by one; nothing of it is counted."""

@@ -9,6 +9,7 @@ descriptors.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import stat
@@ -46,7 +47,7 @@ from backends.xfs.protocol import (
     is_told,
 )
 from backends.xfs.registry import Registry
-from backends.xfs.settings import AgentSettings
+from backends.xfs.settings import AgentSettings, to_range
 from backends.xfs.tree import Tree
 from storageproxy.background import Background
 from storageproxy.errors import (
@@ -234,8 +235,9 @@ def make_volumes(settings: AgentSettings, reactor: Any) -> dict[str, Projects]:
 
     commits = Commits(Registry(settings.projects, settings.projid), threads("registry"))
     limits = XFSQuota(reactor, settings.deadline)
+    ids = to_range(settings.ids)
     return {
-        path: Projects(Tree(path, Kernel()), commits, limits, threads(path), settings.ids)
+        path: Projects(Tree(path, Kernel()), commits, limits, threads(path), ids)
         for path in settings.volumes
     }
 
@@ -316,7 +318,7 @@ class Agent(Logged):
         self._environ = environ
         self._socket: socket.socket | None = None
         self._port: IListeningPort | None = None
-        self._round: Deferred[None] | None = None
+        self._round: Deferred[bool] | None = None
         self.volumes = make_volumes(settings, reactor)
         self.factory = AgentFactory(frozenset(settings.users), self.volumes)
         if settings.reconcile_interval:
@@ -326,19 +328,13 @@ class Agent(Logged):
 
     def privilegedStartService(self) -> None:
         """Listen, and give up what is not needed any more."""
-        lacking = privilege.missing()
-        if lacking:
-            raise SystemExit(
-                f"The XFS agent needs {' and '.join(lacking)}: start it as root, or as the unit"
-                " file does."
-            )
+        check_rights()
         settings = self._settings
         try:
             self._socket = open_socket(settings.socket, settings.socket_mode, settings.socket_group)
         except OSError as error:
             raise SystemExit(f"socket: {settings.socket}: {error.strerror}") from None
-        kept = {Capability.CAP_DAC_READ_SEARCH} if settings.read_all else set()
-        privilege.keep(NEEDED | kept)
+        keep_rights(settings)
         super().privilegedStartService()
 
     def startService(self) -> None:
@@ -376,14 +372,34 @@ class Agent(Logged):
             connection.transport.abortConnection()
         stop_threads(self.volumes)
 
-    def _reconcile(self) -> Deferred[None]:
+    def _reconcile(self) -> Deferred[bool]:
         self._round = Deferred.fromCoroutine(reconcile(self.volumes))
         return self._round
 
 
+def check_rights() -> None:
+    """
+    See whether this process may do what it is for.
+
+    :raises SystemExit: when it lacks something; it says what, and what to do.
+    """
+    lacking = privilege.missing()
+    if lacking:
+        raise SystemExit(
+            f"The XFS agent needs {' and '.join(lacking)}: start it as root, or as the unit file"
+            " does."
+        )
+
+
+def keep_rights(settings: AgentSettings) -> None:
+    """Give up what is not needed any more."""
+    kept = {Capability.CAP_DAC_READ_SEARCH} if settings.read_all else set()
+    privilege.keep(NEEDED | kept)
+
+
 class Once(Logged):
     """
-    Reconciles, and ends the process.
+    Reconciles, and ends the process: with status 1 when one of the volumes could not be reconciled.
 
     :param settings: the agent's configuration.
     :param reactor: where it runs.
@@ -392,8 +408,15 @@ class Once(Logged):
 
     def __init__(self, settings: AgentSettings, reactor: Any, log_observer: Any = None) -> None:
         super().__init__(log_observer)
+        self._settings = settings
         self._reactor = reactor
         self.volumes = make_volumes(settings, reactor)
+
+    def privilegedStartService(self) -> None:
+        """Give up what is not needed."""
+        check_rights()
+        keep_rights(self._settings)
+        super().privilegedStartService()
 
     def startService(self) -> None:
         """Begin."""
@@ -401,7 +424,9 @@ class Once(Logged):
         self._reactor.callWhenRunning(lambda: Deferred.fromCoroutine(self._run()))
 
     async def _run(self) -> None:
-        await reconcile(self.volumes)
+        if not await reconcile(self.volumes):
+            # twistd has no other way to end with a status when its reactor has run.
+            atexit.register(os._exit, 1)
         stop_threads(self.volumes)
         self._reactor.stop()
 
@@ -413,22 +438,28 @@ def stop_threads(volumes: Mapping[str, Projects]) -> None:
         projects.commits.threads.stop()
 
 
-async def reconcile(volumes: Mapping[str, Projects]) -> None:
+async def reconcile(volumes: Mapping[str, Projects]) -> bool:
     """
     Reconcile each volume; the log has what is found.
+
+    :return: whether that could be done with all of them.
     """
+    done = True
     for path, projects in volumes.items():
         try:
             lines = await projects.reconcile()
         except CancelledError:
-            return
+            return False
         except (StorageProxyError, OSError) as error:
             Agent.log.error(
                 "Volume {path} cannot be reconciled: {error}", path=path, error=str(error)
             )
+            done = False
         except Exception:
+            done = False
             Agent.log.failure("Volume {path} cannot be reconciled", path=path)
         else:
             Agent.log.info(
                 "Volume {path} is reconciled, with {count} findings.", path=path, count=len(lines)
             )
+    return done

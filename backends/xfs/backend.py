@@ -16,10 +16,11 @@ from zope.interface import implementer
 
 from backends import vfs
 from backends.xfs.interfaces import IProjects
-from backends.xfs.kernel import LAST_PROJECT, Kernel
+from backends.xfs.kernel import Kernel
 from backends.xfs.projects import IDS, Projects
 from backends.xfs.registry import Registry
 from backends.xfs.remote import RemoteProjects
+from backends.xfs.settings import RANGE, is_range, to_range
 from backends.xfs.volume import XFSVolume
 from storageproxy.config import VolumeSettings
 from storageproxy.errors import BackendFailure, VolumeUnavailable
@@ -64,10 +65,8 @@ class Options(vfs.Options):
                 for name in own
                 if getattr(self, name) is not None
             ]
-        if self.ids is not None and not (
-            len(self.ids) == 2 and 1 <= self.ids[0] <= self.ids[1] <= LAST_PROJECT
-        ):
-            return [f"options.ids: the first and the last one, from 1 to {LAST_PROJECT}"]
+        if self.ids is not None and not is_range(self.ids):
+            return [f"options.ids: {RANGE}"]
         return [
             f"options.{name}: an absolute path"
             for name in own[1:]
@@ -95,7 +94,7 @@ def connect(options: Options, name: str, path: str, threads: IThreads, reactor: 
     if shutil.which("xfs_quota", path=_PATH) is None:
         raise BackendFailure(f"volume {name}: there is no xfs_quota: install xfsprogs")
     registry = Registry(options.projects or "/etc/projects", options.projid or "/etc/projid")
-    ids = IDS if options.ids is None else range(options.ids[0], options.ids[1] + 1)
+    ids = IDS if options.ids is None else to_range(options.ids)
     return Projects.embedded(reactor, path, threads, registry, ids)
 
 

@@ -14,19 +14,29 @@ from typing import Any
 from attrs import frozen
 from zope.interface import Interface
 
-from storageproxy.errors import BackendFailure
+from storageproxy.errors import StorageProxyError
 
 
-class NotManaged(BackendFailure):
+class NotManaged(StorageProxyError):
     """The directory is none that projects are given to, or has none; the message says why."""
 
+    status = 409
+    suffix = "project/not-managed"
+    error_code = "project_access_not-managed"
+    title = "No project is given there"
 
-class Drifted(BackendFailure):
+
+class Drifted(StorageProxyError):
     """
     The project on the directory is not the one that the registry has for it.
 
     Whoever owns a directory can change its project. Reconciling gives it back.
     """
+
+    status = 409
+    suffix = "project/drifted"
+    error_code = "project_access_conflict"
+    title = "The directory is in another project than its own"
 
 
 @frozen
@@ -109,12 +119,19 @@ class IProjects(Interface):
 
 
 class Quotas(Enum):
-    """Whether a file system can limit projects."""
+    """Whether a file system can limit projects. The values say what to do, behind its path."""
 
-    NOT_XFS = "not XFS"
-    OFF = "off"
-    COUNTED = "counted, not enforced"
-    ENFORCED = "enforced"
+    NOT_XFS = 'is not on XFS: mount one there, or say backend = "vfs"'
+    OFF = (
+        "is on an XFS without project quotas: mount it with the option pquota, in /etc/fstab also;"
+        " umount it first, as a remount does not switch that on (for the root file system it is"
+        " rootflags=pquota on the kernel's command line)"
+    )
+    COUNTED = (
+        "is on an XFS that counts what projects have, but does not limit it: mount it with the"
+        " option pquota, not pqnoenforce; umount it first, as a remount does not switch that on"
+    )
+    ENFORCED = "is on an XFS that limits projects"
 
 
 @frozen

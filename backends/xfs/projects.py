@@ -264,13 +264,15 @@ class Projects:
         """
         await self._lock.acquire()
         try:
-            root = await self.threads.submit(
-                self.tree.lock, self.threads.deadline, lambda late: late.close()
+            held = await self.threads.submit(
+                lambda: self.tree.lock(self.registry.projects),
+                self.threads.deadline,
+                lambda late: late.close(),
             )
             try:
                 yield
             finally:
-                self.threads.clean_up(root.close)
+                self.threads.clean_up(held.close)
         finally:
             self._lock.release()
 

@@ -6,7 +6,7 @@ The agent's configuration: a TOML file to a frozen attrs class. Every complaint 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,7 @@ class AgentSettings:
     :param socket_group: its group.
     :param projects: the file of projects.
     :param projid: the file of their names.
-    :param first_id: the lowest id that is given.
-    :param last_id: the highest one.
+    :param ids: the first and the last id that may be given.
     :param reconcile_interval: seconds between two rounds of reconciling, 0 for none.
     :param read_all: whether to keep CAP_DAC_READ_SEARCH as well, if it is there.
     :param threads: calls at most that are made on a volume at one time.
@@ -59,21 +58,29 @@ class AgentSettings:
     socket_group: GroupID = GroupID(-1)
     projects: Text = Text("/etc/projects")
     projid: Text = Text("/etc/projid")
-    first_id: int = IDS.start
-    last_id: int = IDS.stop - 1
+    ids: list[int] = field(factory=lambda: [IDS.start, IDS.stop - 1])
     reconcile_interval: Duration = Duration(86400.0)
     read_all: Flag = Flag(False)
     threads: int = 8
     deadline: Duration = Duration(15.0)
     logging: LoggingSettings = field(factory=LoggingSettings)
 
-    @property
-    def ids(self) -> range:
-        """The ids that are given."""
-        return range(self.first_id, self.last_id + 1)
-
 
 register_tables(AgentSettings)
+
+#: What ``ids`` has to be, for who has given something else.
+RANGE = f"the first and the last one, from 1 to {LAST_PROJECT}"
+
+
+def is_range(ids: Sequence[int]) -> bool:
+    """Whether these are the first and the last of some ids."""
+    return len(ids) == 2 and 1 <= ids[0] <= ids[1] <= LAST_PROJECT
+
+
+def to_range(ids: Sequence[int]) -> range:
+    """All ids from the first to the last one."""
+    first, last = ids
+    return range(first, last + 1)
 
 
 def load(path: Path) -> AgentSettings:
@@ -127,8 +134,8 @@ def _problems(found: AgentSettings) -> Iterable[str]:
     ):
         if not os.path.isabs(path) or not os.path.isdir(os.path.dirname(path)):
             yield f"{key}: an absolute path in an existing directory, not {path}"
-    if not 1 <= found.first_id <= found.last_id <= LAST_PROJECT:
-        yield f"first-id, last-id: a range between 1 and {LAST_PROJECT}"
+    if not is_range(found.ids):
+        yield f"ids: {RANGE}"
     if not 2 <= found.threads <= 1024:
         yield "threads: a number from 2 to 1024"
     if found.deadline <= 0:

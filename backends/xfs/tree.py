@@ -19,19 +19,11 @@ from attrs import define, frozen
 
 from backends.xfs.interfaces import IKernel, Mark, NotManaged, Quotas
 from storageproxy import trees
-from storageproxy.beneath import Directory
+from storageproxy.beneath import Directory, File
 from storageproxy.errors import BackendFailure, InvalidSubpath, NotRegularFile
 from storageproxy.trees import VANISHED, Step, unwatched
 
 _PREFIX, _REST, _SCOPE = (re.compile(f"[0-9a-f]{{{digits}}}") for digits in (2, 28, 32))
-
-_REMEDIES = {
-    Quotas.NOT_XFS: "is not on an XFS file system",
-    Quotas.OFF: "has no project quotas: mount it with -o pquota (they cannot be turned on later;"
-    " for the root file system, rootflags=pquota on the kernel's command line)",
-    Quotas.COUNTED: "has project quotas that are counted and not enforced: mount it with"
-    " -o pquota, not pqnoenforce",
-}
 
 
 @define
@@ -73,23 +65,35 @@ class Tree:
         try:
             quotas = self.kernel.quotas(root.descriptor)
             if quotas is not Quotas.ENFORCED:
-                raise BackendFailure(f"{self.path} {_REMEDIES[quotas]}")
+                raise BackendFailure(f"{self.path} {quotas.value}")
         except BaseException:
             root.close()
             raise
         return root
 
-    def lock(self) -> Directory:
+    def lock(self, registry: str) -> File:
         """
-        Open the volume's directory, and lock it (flock(2)) until it is closed.
+        Lock (flock(2)) what all who share a registry do on this file system, until it is closed.
+
+        Whoever can open a file can lock it, also for reading only: so it is one that only root can
+        open, in the directory of the registry, where only root can make one. All agents and
+        daemons of a machine find the same one there, whatever their volumes on the file system
+        are. It is named by the device, which has one number for as long as it is mounted.
+
+        :param registry: the path of the file of projects.
         """
-        root = self.open()
+        with self.open() as root:
+            device = os.fstat(root.descriptor).st_dev
+        path = f"{registry}.{os.major(device)}-{os.minor(device)}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        held = File(os.open(path, flags, 0o600))
         try:
-            fcntl.flock(root.descriptor, fcntl.LOCK_EX)
+            with held.descriptor() as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         except BaseException:
-            root.close()
+            held.close()
             raise
-        return root
+        return held
 
     @property
     def mount(self) -> str:

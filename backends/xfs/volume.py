@@ -29,6 +29,7 @@ from backends.xfs import creations
 from backends.xfs.creations import Creation
 from backends.xfs.interfaces import (
     Account,
+    Drifted,
     IKernel,
     IProjects,
     Limit,
@@ -64,16 +65,6 @@ _IN_TRASH = re.compile(r".+-[0-9a-f]{32}-([1-9][0-9]*)")
 
 #: Seconds between two tries to release a project: XFS counts what was removed for a moment more.
 LAGS = (0.02, 0.1, 0.5, 2.0)
-
-_MOUNT = (
-    "mount it with the option pquota, in /etc/fstab also; umount it first, as a remount does not"
-    " switch that on"
-)
-_ADVICE = {
-    Quotas.NOT_XFS: 'is not on XFS: mount one there, or say backend = "vfs"',
-    Quotas.OFF: f"is on an XFS without project quotas: {_MOUNT}",
-    Quotas.COUNTED: f"is on an XFS that counts what projects have, but does not limit it: {_MOUNT}",
-}
 
 
 @frozen
@@ -181,7 +172,7 @@ class XFSVolume(VFSVolume):
 
     async def usage(self, vfid: VFolderID) -> Usage:
         """See :meth:`storageproxy.interfaces.IVolume.usage`."""
-        account = await self._account(vfid.layout, _missing(vfid))
+        account = await self._told(vfid)
         if account is None:
             return await super().usage(vfid)
         # The kernel counts the vfolder's own directory too.
@@ -189,7 +180,7 @@ class XFSVolume(VFSVolume):
 
     async def used_bytes(self, vfid: VFolderID) -> int:
         """See :meth:`storageproxy.interfaces.IVolume.used_bytes`."""
-        account = await self._account(vfid.layout, _missing(vfid))
+        account = await self._told(vfid)
         return await super().used_bytes(vfid) if account is None else account.size
 
     async def hardware_info(self) -> dict[str, Any]:
@@ -330,6 +321,13 @@ class XFSVolume(VFSVolume):
 
         return await self._background.run("A look at a quota", ask())
 
+    async def _told(self, vfid: VFolderID) -> Account | None:
+        """:return: what the kernel says of a vfolder, None when that is not about what is in it."""
+        try:
+            return await self._account(vfid.layout, _missing(vfid))
+        except (Drifted, NotManaged):
+            return None
+
     async def _set_limit(
         self,
         names: Sequence[str],
@@ -411,11 +409,13 @@ class XFSVolume(VFSVolume):
     # ---- in threads
 
     def _inspect(self, root: Directory) -> None:
-        advice = _ADVICE.get(self._kernel.quotas(root.descriptor))
-        if advice is None and self._kernel.mark(root.descriptor).inherited:
+        quotas = self._kernel.quotas(root.descriptor)
+        advice = quotas.value
+        if quotas is Quotas.ENFORCED:
+            if not self._kernel.mark(root.descriptor).inherited:
+                return
             advice = "hands its project on to all vfolders: take that away with chattr -P"
-        if advice is not None:
-            raise BackendFailure(f"volume {self.name}: {self.path} {advice}")
+        raise BackendFailure(f"volume {self.name}: {self.path} {advice}")
 
     def _make(self, names: Sequence[str], mode: int | None) -> bool:
         with self._telling_quota(names[:1]):

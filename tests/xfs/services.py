@@ -57,8 +57,7 @@ class Agent:
             "socket-mode = 0o666\n"
             f'projects = "{self.registry / "projects"}"\n'
             f'projid = "{self.registry / "projid"}"\n'
-            f"first-id = {ids[0]}\n"
-            f"last-id = {ids[1]}\n"
+            f"ids = {list(ids)}\n"
         )
 
     def command(self, *more: str) -> list[str]:
