@@ -253,10 +253,12 @@ class Full(XFSCase):
         answer = await self.rpc("POST", "/folder/file/upload", relpath="new", size=3)
         self.assert_problem(answer, 413, "quota-exceeded")
         answer = await self.rpc("POST", "/folder/file/mkdir", relpath=["a", "b"])
+        results = self.assert_problem(answer, 413, "quota-exceeded")["results"]
+        self.assertEqual([item["item"] for item in results["failed"]], ["a", "b"])
+        self.assertIn("quota", results["failed"][0]["msg"])
+        self.assertEqual(results["success"], [])
+        answer = await self.rpc("POST", "/folder/file/mkdir", relpath=["a", "../b"])
         self.assertEqual(answer.status, 422)
-        failed = answer.json()["results"]["failed"]
-        self.assertEqual([item["item"] for item in failed], ["a", "b"])
-        self.assertIn("quota", failed[0]["msg"])
         answer = await self.rpc("POST", "/folder/metadata", payload="YWJj")
         self.assert_problem(answer, 413, "quota-exceeded")
         answer = await self.rpc("POST", "/folder/file/list", relpath=".")
@@ -276,6 +278,8 @@ class Full(XFSCase):
         self.quota.left = 0
         self.patch(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=0, f_favail=0))
         self.assert_problem(await self.patch_at(path, 0, b"abc"), 507, "disk-full")
+        answer = await self.rpc("POST", "/folder/file/mkdir", relpath="a")
+        self.assert_problem(answer, 507, "disk-full")
 
 
 for _mixin in (Limits, Full):

@@ -44,10 +44,12 @@ from storageproxy.api.rpc import Answer, Nothing, Pieces, Stream, rpc
 from storageproxy.background import Background
 from storageproxy.beneath import Directory, File
 from storageproxy.errors import (
+    DiskFull,
     FileNotFound,
     Forbidden,
     InvalidParameters,
     InvalidSubpath,
+    QuotaExceeded,
     StorageProxyError,
     UnsupportedOperation,
     UploadTooLarge,
@@ -294,14 +296,18 @@ class ManagerAPI:
         if not 1 <= len(params.relpath) <= MAX_PATHS:
             raise InvalidParameters.of({"relpath": f"from 1 to {MAX_PATHS} paths"})
         volume = self._volumes.get(params.volume)
-        success, failed = await volume.threads.run(_make_each, volume, params)
-        results = {"results": {"success": success, "failed": failed}}
-        if not failed:
-            return Answer(results, 200)
-        status = 207 if success else 422
-        message = "; ".join(f"{item['item']}: {item['msg']}" for item in failed)
-        error_code = "vfolder_create_failed"
-        return Answer({**results, "msg": message, "error_code": error_code}, status)
+        success, errors = await volume.threads.run(_make_each, volume, params)
+        failed = [{"msg": error.message, "item": path} for path, error in errors]
+        results = {"success": [{"msg": None, "item": path} for path in success], "failed": failed}
+        if not errors:
+            return Answer({"results": results}, 200)
+        message = "; ".join(f"{path}: {error.message}" for path, error in errors)
+        for full in (QuotaExceeded, DiskFull):
+            # Where there is no room for any of them it is no matter of the paths.
+            if not success and all(isinstance(error, full) for _, error in errors):
+                raise full(message, results=results)
+        said = {"results": results, "msg": message, "error_code": "vfolder_create_failed"}
+        return Answer(said, 207 if success else 422)
 
     @rpc(app, "POST", "/folder/file/list", OnPath)
     async def list_files(self, params: OnPath) -> bytes | Pieces:
@@ -415,9 +421,9 @@ def _check_subpath(folder: Directory, subpath: str) -> None:
 
 def _make_each(
     volume: IVolume, params: MakeDirectories
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    success: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
+) -> tuple[list[str], list[tuple[str, StorageProxyError]]]:
+    success: list[str] = []
+    failed: list[tuple[str, StorageProxyError]] = []
     for path in params.relpath:
         try:
             with volume.changing(params.vfid) as folder:
@@ -425,9 +431,9 @@ def _make_each(
         except VFolderNotFound:
             raise
         except OSError as error:
-            failed.append({"msg": from_os_error(error, volume.name).message, "item": path})
+            failed.append((path, from_os_error(error, volume.name)))
         except StorageProxyError as error:
-            failed.append({"msg": error.message, "item": path})
+            failed.append((path, error))
         else:
-            success.append({"msg": None, "item": path})
+            success.append(path)
     return success, failed
