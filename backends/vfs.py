@@ -244,12 +244,12 @@ class VFSVolume:
                 return False
             with parent, root.ensure(TRASH, 0o700) as trash:
                 try:
-                    os.rename(
-                        name,
-                        self._name_in_trash(parent, name),
-                        src_dir_fd=parent.descriptor,
-                        dst_dir_fd=trash.descriptor,
-                    )
+                    try:
+                        self._move_to_trash(parent, name, trash)
+                    except PermissionError:
+                        # What is moved elsewhere has to be writable: its ".." changes.
+                        removal.make_writable(parent, name)
+                        self._move_to_trash(parent, name, trash)
                 except FileNotFoundError:
                     return False
                 self.durability.at_completion(parent.sync)
@@ -258,6 +258,14 @@ class VFSVolume:
                 with suppress(OSError):
                     os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
         return True
+
+    def _move_to_trash(self, parent: Directory, name: str, trash: Directory) -> None:
+        os.rename(
+            name,
+            self._name_in_trash(parent, name),
+            src_dir_fd=parent.descriptor,
+            dst_dir_fd=trash.descriptor,
+        )
 
     def _name_in_trash(self, parent: Directory, name: str) -> str:
         return f"{name}-{uuid4().hex}"

@@ -56,12 +56,16 @@ def _enter(parent: Directory, name: str) -> Directory:
     try:
         return parent.descend(name, links=False)
     except PermissionError:
-        _make_writable(parent, name)
+        make_writable(parent, name)
         return parent.descend(name, links=False)
 
 
-def _make_writable(parent: Directory, name: str) -> None:
-    # People close and write-protect directories of theirs, which does not stop their removal.
+def make_writable(parent: Directory, name: str) -> None:
+    """
+    Open a directory to its owner alone, which need not be open to him.
+
+    People close and write-protect directories of theirs, which does not stop their removal.
+    """
     descriptor = parent.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, links=False)
     try:
         os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
@@ -107,7 +111,7 @@ def _move_up(directory: Directory, name: str, top: Directory) -> None:
         move()
     except PermissionError:
         os.fchmod(directory.descriptor, 0o700)
-        _make_writable(directory, name)
+        make_writable(directory, name)
         move()
 
 

@@ -5,6 +5,8 @@ The plain backend: the conformance of its volumes, and what only it does.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,6 +31,9 @@ from storageproxy.testing import (
 from storageproxy.threads import Progress, VolumeThreads
 
 T = TypeVar("T")
+
+#: An ordinary user.
+NOBODY = 65534
 
 
 class SynchronousVFSTests(VolumeConformance, TestCase):
@@ -55,6 +60,25 @@ class VFSVolumeTests(SynchronousTestCase):
             with open(os.path.join(self.path, *bare_id(number).layout, "file"), "wb"):
                 pass
             result_of(self.volume.delete_folder(bare_id(number)))
+
+    def test_closed(self) -> None:
+        """What its owner has closed to himself can be made, and deleted."""
+        top = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, top)
+        os.chown(top, NOBODY, NOBODY)
+        volume = VFSVolume("test", top, "", SynchronousThreads())
+        path = os.path.join(top, *bare_id(1).layout)
+        os.seteuid(NOBODY)
+        try:
+            for mode in (0, 0o077, 0o500, 0o700):
+                result_of(volume.create_folder(bare_id(1), mode, None))
+                self.assertEqual(os.stat(path).st_mode & 0o7777, mode)
+                self.assertTrue(result_of(volume.delete_folder(bare_id(1))))
+                self.assertFalse(os.path.exists(path))
+            result_of(volume.empty_trash())
+            self.assertEqual(os.listdir(os.path.join(top, TRASH)), [])
+        finally:
+            os.seteuid(0)
 
     def test_no_space(self) -> None:
         """A clone for which there is no space is refused before anything is made."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -26,11 +27,12 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from backends.xfs.agent import AgentFactory
+from backends.xfs.agent import AgentFactory, AgentProtocol
 from backends.xfs.interfaces import Account, Drifted, IProjects, Limit, NotManaged
 from backends.xfs.projects import asked_by
 from backends.xfs.protocol import MAX_PENDING, Allocate, fitting
 from backends.xfs.remote import RemoteProjects
+from backends.xfs.shares import Shares, of_process
 from storageproxy.errors import (
     BackendFailure,
     InvalidParameters,
@@ -42,6 +44,9 @@ from storageproxy.testing import GIVE_UP
 
 # Twisted compares the path of a socket with text and bytes, and python -bb minds.
 warnings.filterwarnings("ignore", category=BytesWarning, module=r".*internet[./]unix")
+
+#: Another user than the one that runs the tests.
+OTHER = 65534
 
 VOLUME = "/vol\udcff: odd"
 
@@ -93,7 +98,9 @@ class AgentCase(TestCase):
         self.addCleanup(shutil.rmtree, self.directory)
         self.socket = os.path.join(self.directory, "agent")
         self.projects = Scripted()
-        self.factory = AgentFactory(frozenset({os.geteuid()}), {VOLUME: self.projects})
+        self.shares = Shares(10_000)
+        volumes = {VOLUME: self.projects}
+        self.factory = AgentFactory(frozenset({os.geteuid()}), volumes, self.shares)
         self.remote = self.client()
         self.top = os.open(self.directory, os.O_RDONLY)
         self.addCleanup(os.close, self.top)
@@ -310,11 +317,25 @@ class ErrorTests(AgentCase):
             def buildProtocol(self, addr: Any) -> Any:
                 return Other()
 
-        self.factory = Factory(frozenset(), {})
+        self.factory = Factory(frozenset(), {}, self.shares)
         await self.listen()
         with self.assertRaises(BackendFailure) as caught:
             await self.remote.release(1)
         self.assertIn(self.socket, str(caught.exception))
+        self.assertIn("version", str(caught.exception))
+
+    async def test_unknown_failure(self) -> None:
+        """An agent that fails without saying how is unavailable, and there is what to do."""
+        await self.listen()
+
+        def fail(*_: Any) -> None:
+            raise KeyError("descriptor")
+
+        self.patch(AgentProtocol, "_answer", fail)
+        with self.assertRaises(VolumeUnavailable) as caught:
+            await self.remote.allocate(self.top)
+        self.assertIn("its log", str(caught.exception))
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
     async def test_stopping(self) -> None:
         """An agent that is about to end takes no more."""
@@ -423,7 +444,7 @@ class PeerTests(AgentCase):
         self.assertIn(f"uid {os.geteuid()}", str(caught.exception))
         self.assertEqual(self.projects.calls, [])
         self.assertEqual(self.factory.connections, set())
-        told = [event for event in events if "is not served" in event.get("log_format", "")]
+        told = [event for event in events if "is not served" in event.get("why", "")]
         self.assertEqual(len(told), 1)
 
     async def test_stranger_talks_at_once(self) -> None:
@@ -460,9 +481,10 @@ class PeerTests(AgentCase):
             transport: Any
 
             def connectionMade(self) -> None:
-                for _ in range(MAX_PENDING + 1):
+                for _ in range(MAX_PENDING + 9):
                     self.transport.sendFileDescriptor(top)
-                self.transport.write(b"\0" * (MAX_PENDING + 1))
+                # Parts of a request, as many as there are descriptors.
+                self.transport.write(b"\0\1x\1\0" + b"x" * MAX_PENDING)
 
             def connectionLost(self, reason: Any = None) -> None:
                 lost.callback(None)
@@ -508,3 +530,112 @@ class PeerTests(AgentCase):
         for one in waiting:
             one.callback(True)
         self.assertEqual(await gatherResults(made), [True] * MAX_PENDING)
+
+
+class ShareTests(AgentCase):
+    """What users can take from each other."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        os.chmod(self.directory, 0o755)
+        self.shares.size = 20
+        self.factory.users = frozenset({os.geteuid(), OTHER})
+        self.projects.answer = lambda *_: 7
+
+    def visit(self, user: int) -> socket.socket:
+        """A connection of some user's, which says nothing."""
+        visitor = socket.socket(socket.AF_UNIX)
+        self.addCleanup(visitor.close)
+        # The kernel vouches for who it was that connected.
+        os.seteuid(user)
+        try:
+            visitor.connect(self.socket)
+        finally:
+            os.seteuid(0)
+        visitor.setblocking(False)
+        return visitor
+
+    async def served(self, visitors: list[socket.socket]) -> int:
+        """Of so many connections, those that the agent keeps."""
+        for _ in range(10):
+            await turn()
+        kept = 0
+        for visitor in visitors:
+            try:
+                visitor.recv(1)
+            except BlockingIOError:
+                kept += 1
+            except ConnectionResetError:
+                pass
+        return kept
+
+    async def open_socket(self) -> None:
+        """Listen, for everybody."""
+        await self.listen()
+        os.chmod(self.socket, 0o666)
+
+    async def test_connections(self) -> None:
+        """One who has too many connections gets no more; the others get theirs."""
+        await self.open_socket()
+        visitors = [self.visit(OTHER) for _ in range(50)]
+        self.assertEqual(await self.served(visitors), 20)
+        self.assertEqual(await self.remote.allocate(self.top), 7)
+        for visitor in visitors:
+            visitor.close()
+        self.assertEqual(await self.served([self.visit(OTHER)]), 1)
+
+    async def test_descriptors(self) -> None:
+        """So it is with directories that no request is about, on many connections."""
+        await self.open_socket()
+        visitors = [self.visit(OTHER) for _ in range(10)]
+        for visitor in visitors:
+            with contextlib.suppress(OSError):
+                socket.send_fds(visitor, [b"\0"], [self.top] * 253)
+        kept = await self.served(visitors)
+        self.assertLess(kept, 10)
+        self.assertOpen(1)
+        self.assertEqual(await self.remote.allocate(self.top), 7)
+        self.assertEqual(self.shares._held[OTHER], kept)
+
+    async def test_requests(self) -> None:
+        """And with requests: what is too much is refused, and can be asked again."""
+        await self.open_socket()
+        waiting: list[Deferred[bool]] = []
+
+        def wait(*_: Any) -> Deferred[bool]:
+            waiting.append(Deferred())
+            return waiting[-1]
+
+        self.projects.answer = wait
+        made = [Deferred.fromCoroutine(self.remote.release(1)) for _ in range(7)]
+        with self.assertRaises(VolumeUnavailable) as caught:
+            await made.pop()
+        self.assertIn("too many", str(caught.exception))
+        for one in waiting:
+            one.callback(True)
+        self.assertEqual(await gatherResults(made), [True] * 6)
+        self.assertEqual(self.shares._held[os.geteuid()], 1)
+
+    async def test_given_back(self) -> None:
+        """Nothing counts any more when it is over."""
+        await self.open_socket()
+        for _ in range(30):
+            await self.remote.allocate(self.top)
+        await self.remote.disconnect()
+        await self.served([])
+        self.assertEqual(+self.shares._held, {})
+
+    def test_of_process(self) -> None:
+        """All shares together are less than what the process may open, however little that is."""
+        asked: list[tuple[int, int]] = []
+        self.patch(resource, "setrlimit", lambda _, limits: asked.append(limits))
+        for soft, hard, users, expected in (
+            (1024, 524_288, 2, (65_536 - 512) // 2),
+            (1024, resource.RLIM_INFINITY, 1, 65_536 - 512),
+            (100_000, 100_000, 10, (100_000 - 512) // 10),
+            (1024, 4096, 1, 4096 - 512),
+            (256, 256, 1, 128),
+        ):
+            self.patch(resource, "getrlimit", lambda _, found=(soft, hard): found)
+            self.assertEqual(of_process(users).size, expected)
+        self.assertEqual(asked[0], (65_536, 524_288))

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import EventLoggingObserver
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from backends.vfs import TRASH, VFSVolume
 from backends.xfs import creations
-from backends.xfs.creations import CREATING
+from backends.xfs.creations import CREATING, Wanted
 from backends.xfs.interfaces import (
     Account,
     Drifted,
@@ -47,6 +51,8 @@ from storageproxy.trees import Usage
 from storageproxy.vfolder import QuotaScopeID, VFolderID
 
 MEBI = 1 << 20
+#: An ordinary user.
+NOBODY = 65534
 
 
 class XFSConformance(QuotaConformance, ScopeConformance):
@@ -78,12 +84,16 @@ class ThreadedXFSTests(XFSConformance, TestCase):
 
 class XFSTestCase(SynchronousTestCase):
     def setUp(self) -> None:
-        self.path = os.path.realpath(self.mktemp())
-        os.makedirs(self.path)
+        self.path = self.make_path()
         self.kernel = MemoryKernel(self.path)
         self.projects = MemoryProjects(self.kernel)
         self.clock = Clock()
         self.volume = self.make_volume()
+
+    def make_path(self) -> str:
+        path = os.path.realpath(self.mktemp())
+        os.makedirs(path)
+        return path
 
     def make_volume(self, connect: Callable[[], Any] | None = None) -> XFSVolume:
         return XFSVolume(
@@ -113,6 +123,36 @@ class XFSTestCase(SynchronousTestCase):
         """A folder as a volume of another backend has made it."""
         plain = VFSVolume("plain", self.path, "", SynchronousThreads())
         result_of(plain.create_folder(vfid, 0o755, None))
+
+    def allocated(self) -> int:
+        return len(self.projects.places)
+
+    def creating(self) -> list[str]:
+        return os.listdir(os.path.join(self.path, CREATING))
+
+    def break_off(self, vfid: VFolderID, when: str) -> None:
+        """Have the daemon end in the middle of a creation: the note stays, and is not locked."""
+
+        class Killed(BaseException):
+            pass
+
+        def die(*args: Any) -> Any:
+            raise Killed
+
+        volume = self.make_volume()
+        # Who is dead takes nothing away.
+        volume._undo = lambda creation: None  # type: ignore[method-assign]
+        if when == "noted":
+            volume._make = die  # type: ignore[method-assign]
+        elif when == "limited":
+            volume._complete = die  # type: ignore[method-assign]
+        else:
+            step = {"made": "allocate", "allocated": "set_limit"}[when]
+            calls = {"allocate": self.projects.allocate, "account": self.projects.account}
+            broken = SimpleNamespace(**calls | {step: die})
+            volume._connected = lambda: broken  # type: ignore[assignment, method-assign]
+        work = volume.create_folder(vfid, 0o755, 16 * MEBI)
+        self.assertRaises(Killed, result_of, work)
 
 
 class FakeTests(XFSTestCase):
@@ -245,36 +285,6 @@ class CheckTests(XFSTestCase):
 
 
 class CreationTests(XFSTestCase):
-    def allocated(self) -> int:
-        return len(self.projects.places)
-
-    def creating(self) -> list[str]:
-        return os.listdir(os.path.join(self.path, CREATING))
-
-    def break_off(self, vfid: VFolderID, when: str) -> None:
-        """Have the daemon end in the middle of a creation: the note stays, and is not locked."""
-
-        class Killed(BaseException):
-            pass
-
-        def die(*args: Any) -> Any:
-            raise Killed
-
-        volume = self.make_volume()
-        # Who is dead takes nothing away.
-        volume._undo = lambda creation: None  # type: ignore[method-assign]
-        if when == "noted":
-            volume._make = die  # type: ignore[method-assign]
-        elif when == "limited":
-            volume._complete = die  # type: ignore[method-assign]
-        else:
-            step = {"made": "allocate", "allocated": "set_limit"}[when]
-            calls = {"allocate": self.projects.allocate, "account": self.projects.account}
-            broken = SimpleNamespace(**calls | {step: die})
-            volume._connected = lambda: broken  # type: ignore[assignment, method-assign]
-        work = volume.create_folder(vfid, 0o755, 16 * MEBI)
-        self.assertRaises(Killed, result_of, work)
-
     def test_noted(self) -> None:
         """A folder that is being made has a note until it has its limit and that is on disk."""
         steps: list[tuple[str, int]] = []
@@ -355,14 +365,61 @@ class CreationTests(XFSTestCase):
             self.assertFalse(os.path.exists(self.place(bare_id(number))))
 
     def test_broken_off_and_used(self) -> None:
-        """What somebody has put into a folder that he was never told of stays."""
-        for number, when in enumerate(("made", "limited")):
+        """
+        What somebody has put into a folder that he was never told of stays, and the folder gets
+        the limit and the mode that it was to have.
+        """
+        for number, when in enumerate(("made", "allocated", "limited")):
             self.break_off(bare_id(number), when)
             self.write(bare_id(number), "file", 13)
         result_of(self.volume.empty_trash())
         self.assertEqual(self.creating(), [])
-        for number in range(2):
+        for number in range(3):
             self.assertEqual(os.listdir(self.place(bare_id(number))), ["file"])
+            self.assertEqual(result_of(self.volume.get_quota(bare_id(number))), 16 * MEBI)
+            self.assertEqual(os.stat(self.place(bare_id(number))).st_mode & 0o7777, 0o755)
+
+    def test_broken_off_and_used_without_project(self) -> None:
+        """One that can get no project before it is reconciled gets its limit after that."""
+        for number, when in ((1, "made"), (2, "limited")):
+            self.break_off(bare_id(number), when)
+            self.write(bare_id(number), "file", 13)
+        events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+        allocate, closed = self.projects.allocate, self.place(bare_id(1))
+
+        async def refuse(directory: int) -> int:
+            if os.readlink(f"/proc/self/fd/{directory}") == closed:
+                raise NotManaged("it is not empty: reconciling gives it a project")
+            return await allocate(directory)
+
+        self.patch(self.projects, "allocate", refuse)
+        before = sorted(os.listdir("/proc/self/fd"))
+        result_of(self.volume.empty_trash())
+        self.assertEqual(sorted(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(self.creating(), ["-".join(bare_id(1).layout)])
+        [told] = [event["line"] for event in events if "line" in event]
+        self.assertIn("/".join(bare_id(1).layout), told)
+        self.assertIn("reconciling", told)
+        self.patch(self.projects, "allocate", allocate)
+        result_of(self.volume.empty_trash())
+        self.assertEqual(self.creating(), [])
+        for number in (1, 2):
+            self.assertEqual(result_of(self.volume.get_quota(bare_id(number))), 16 * MEBI)
+
+    def test_note_lost(self) -> None:
+        """A note that has lost its bytes is that of a creation like any other."""
+        for number, when in ((1, "made"), (2, "limited")):
+            for bytes_ in (b"", b"\0" * 64, b"[]", b'{"size": 1', b'{"size": 1}'):
+                self.break_off(bare_id(number), when)
+                path = os.path.join(self.path, CREATING, "-".join(bare_id(number).layout))
+                with open(path, "wb") as note:
+                    note.write(bytes_)
+                if when == "made":
+                    self.write(bare_id(number), "file", 13)
+                result_of(self.volume.empty_trash())
+                self.assertEqual(self.creating(), [])
+                self.assertEqual(os.path.exists(self.place(bare_id(number))), when == "made")
+                result_of(self.volume.delete_folder(bare_id(number)))
 
     def test_broken_off_and_stuck(self) -> None:
         """What cannot be taken away does not keep the trash from being emptied."""
@@ -407,7 +464,8 @@ class CreationTests(XFSTestCase):
     def test_under_way(self) -> None:
         """A creation that is under way elsewhere is neither taken up nor taken away."""
         with self.volume.open_root() as root:
-            creation = creations.begin(root, bare_id(1).layout)
+            wanted = Wanted(Limit(0), None)
+            creation = creations.begin(root, bare_id(1).layout, wanted)
             assert creation is not None
             self.addCleanup(creation.note.close)
         self.make_plain(bare_id(1))
@@ -480,6 +538,58 @@ class CreationTests(XFSTestCase):
                     except Exception:
                         pass
         self.assertEqual(sorted(os.listdir("/proc/self/fd")), before)
+
+
+class ClosedTests(XFSTestCase):
+    """Folders that are closed to an unprivileged daemon by their permissions."""
+
+    def make_path(self) -> str:
+        path = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, path)
+        os.chown(path, NOBODY, NOBODY)
+        return os.path.realpath(path)
+
+    def test_closed(self) -> None:
+        """
+        A folder can be made with a mode that closes it to the daemon itself, and be deleted; while
+        it has no limit, nobody else can put anything into it.
+        """
+        modes: list[int] = []
+        allocate = self.projects.allocate
+
+        async def look(directory: int) -> int:
+            modes.append(os.fstat(directory).st_mode & 0o7777)
+            return await allocate(directory)
+
+        self.patch(self.projects, "allocate", look)
+        os.seteuid(NOBODY)
+        try:
+            for number, mode in enumerate((0, 0o077, 0o500, 0o777)):
+                result_of(self.volume.create_folder(bare_id(number), mode, MEBI))
+                self.assertEqual(os.stat(self.place(bare_id(number))).st_mode & 0o7777, mode)
+                self.assertTrue(result_of(self.volume.delete_folder(bare_id(number))))
+            self.assertEqual(self.creating(), [])
+            result_of(self.volume.empty_trash())
+            self.assertEqual(self.trash(), [])
+        finally:
+            os.seteuid(0)
+        self.assertEqual(modes, [0o700] * 4)
+        self.assertEqual(self.projects.places, {})
+
+    def test_closed_and_refused(self) -> None:
+        """What is left of one whose creation fails is taken away, too."""
+        os.seteuid(NOBODY)
+        try:
+            for when in ("noted", "made", "allocated", "limited"):
+                self.projects.refusal = None
+                self.break_off(bare_id(1), when)
+                self.projects.refusal = VolumeUnavailable("the agent is gone")
+                work = self.volume.create_folder(bare_id(1), 0, None)
+                self.assertRaises(VolumeUnavailable, result_of, work)
+                self.assertFalse(os.path.exists(self.place(bare_id(1))))
+                self.assertEqual(self.creating(), [])
+        finally:
+            os.seteuid(0)
 
 
 class QuotaTests(XFSTestCase):

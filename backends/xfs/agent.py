@@ -28,7 +28,7 @@ from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 import storageproxy
-from backends.xfs import privilege
+from backends.xfs import privilege, shares
 from backends.xfs.commands import XFSQuota
 from backends.xfs.commits import Commits
 from backends.xfs.interfaces import Limit, NotManaged
@@ -48,6 +48,7 @@ from backends.xfs.protocol import (
 )
 from backends.xfs.registry import Registry
 from backends.xfs.settings import AgentSettings, to_range
+from backends.xfs.shares import Shares
 from backends.xfs.tree import Tree
 from storageproxy.background import Background
 from storageproxy.errors import (
@@ -64,6 +65,9 @@ T = TypeVar("T")
 
 #: Seconds that requests under way get when the agent stops.
 GRACE = 10.0
+
+#: Descriptors that a request has open at most, beside the one that came with it.
+_OPENED = 3
 
 #: struct ucred: pid, uid, gid.
 _UCRED = struct.Struct("=iII")
@@ -84,7 +88,10 @@ class AgentProtocol(amp.AMP):
         super().__init__()
         self.factory = factory
         self._peer = ""
+        self._uid = -1
         self._pending = 0
+        #: Whether it is served.
+        self._serving = False
         #: Descriptors that have come, until they are closed.
         self._received: set[int] = set()
 
@@ -96,30 +103,53 @@ class AgentProtocol(amp.AMP):
             handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
         self._peer = f"uid {uid} (process {pid})"
+        self._uid = uid
         if uid not in self.factory.users:
-            self.log.warn(
-                "{peer} is not served: only the users of the configuration are.", peer=self._peer
-            )
-            self.transport.abortConnection()
-            return
-        self.factory.connections.add(self)
+            self._end("is not served: only the users of the configuration are.")
+        elif not self.factory.shares.take(uid, 1):
+            self._end("is not served: its user has too many connections, or requests.")
+        else:
+            self._serving = True
+            self.factory.connections.add(self)
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         """A directory has come; the request that is about it comes next."""
+        if not self._serving:
+            os.close(descriptor)
+            return
+        if len(self._received) >= MAX_PENDING or not self.factory.shares.take(self._uid, 1):
+            os.close(descriptor)
+            self._end("sends more than can be taken.")
+            return
         # Commands that are run meanwhile shall not have it.
         os.set_inheritable(descriptor, False)
         self._received.add(descriptor)
         super().fileDescriptorReceived(descriptor)
-        if len(self._received) > MAX_PENDING:
-            self.log.warn("{peer} sends more than can be taken.", peer=self._peer)
-            self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take a part of a request, unless it is one of a connection that is being ended."""
+        if self._serving:
+            super().dataReceived(data)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Let go of what has come."""
         super().connectionLost(reason)
-        self.factory.connections.discard(self)
+        self._serving = False
         while self._received:
-            os.close(self._received.pop())
+            self._close(self._received.pop())
+        if self in self.factory.connections:
+            self.factory.connections.discard(self)
+            self.factory.shares.give_back(self._uid, 1)
+
+    def _end(self, why: str) -> None:
+        """End the connection; nothing that comes on it counts any more."""
+        self._serving = False
+        self.log.warn("{peer} {why}", peer=self._peer, why=why)
+        self.transport.abortConnection()
+
+    def _close(self, directory: int) -> None:
+        os.close(directory)
+        self.factory.shares.give_back(self._uid, 1)
 
     @Allocate.responder
     def _allocate(self, volume: str, directory: int) -> Deferred[dict[str, int]]:
@@ -169,20 +199,23 @@ class AgentProtocol(amp.AMP):
             asked_by.reset(token)
 
     async def _do(self, volume: str, work: Any, directory: int | None) -> Any:
-        self._pending += 1
         try:
-            return await self._try(volume, work)
+            if self._pending >= MAX_PENDING or not self.factory.shares.take(self._uid, _OPENED):
+                raise VolumeUnavailable("the XFS agent has too many requests of this user")
+            self._pending += 1
+            try:
+                return await self._try(volume, work)
+            finally:
+                self._pending -= 1
+                self.factory.shares.give_back(self._uid, _OPENED)
         finally:
-            self._pending -= 1
             if directory is not None and directory in self._received:
                 self._received.discard(directory)
-                os.close(directory)
+                self._close(directory)
 
     async def _try(self, volume: str, work: Any) -> Any:
         if self.factory.stopping:
             raise ShuttingDown("the XFS agent is stopping")
-        if self._pending > MAX_PENDING:
-            raise VolumeUnavailable("the XFS agent has too many requests of this connection")
         projects = self.factory.volumes.get(volume)
         if projects is None:
             raise NotManaged(f"{volume} is not among the volumes of the XFS agent's configuration")
@@ -208,10 +241,12 @@ class AgentFactory(ServerFactory):
 
     :param users: the uids that are served.
     :param volumes: path to the :class:`IProjects` of each volume.
+    :param shares: what each user may have.
     """
 
     users: frozenset[int]
     volumes: Mapping[str, Any]
+    shares: Shares
     background: Background = field(factory=Background)
     connections: set[AgentProtocol] = field(factory=set)
     stopping: bool = False
@@ -320,7 +355,8 @@ class Agent(Logged):
         self._port: IListeningPort | None = None
         self._round: Deferred[bool] | None = None
         self.volumes = make_volumes(settings, reactor)
-        self.factory = AgentFactory(frozenset(settings.users), self.volumes)
+        users = frozenset(settings.users)
+        self.factory = AgentFactory(users, self.volumes, shares.of_process(len(users)))
         if settings.reconcile_interval:
             timer = TimerService(settings.reconcile_interval, self._reconcile)
             timer.clock = reactor

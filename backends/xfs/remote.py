@@ -121,10 +121,15 @@ class RemoteProjects:
         except ConnectionClosed:
             raise self._unavailable(
                 "has closed the connection, which is what it does to users that its configuration"
-                f" does not name (this is uid {os.geteuid()})"
+                f" does not name, or that have too many (this is uid {os.geteuid()})"
+            ) from None
+        except amp.UnhandledCommand:
+            raise BackendFailure(
+                f"the XFS agent at {self._socket} does not know the command"
+                f" {command.__name__}: let it be of the same version as the Storage Proxy"
             ) from None
         except amp.AmpError as error:
-            raise BackendFailure(f"the XFS agent at {self._socket}: {error}") from None
+            raise self._unavailable(f"has failed: {error}") from None
 
     async def _in_turn(
         self, command: type[amp.Command], arguments: Mapping[str, Any], held: int | None

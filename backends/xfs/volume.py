@@ -16,7 +16,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import evolve, frozen
 from twisted.internet.interfaces import IReactorTime
@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from backends.vfs import VFSVolume
 from backends.xfs import creations
-from backends.xfs.creations import Creation
+from backends.xfs.creations import Creation, Wanted
 from backends.xfs.interfaces import (
     Account,
     Drifted,
@@ -59,6 +59,9 @@ from storageproxy.vfolder import QuotaScopeID, VFolderID
 LARGEST = 2**62
 
 _NONE = Limit(0)
+
+#: A creation, and its directory, open.
+_Begun: TypeAlias = tuple[Creation, Directory]
 
 #: The name of a deleted vfolder that has a project.
 _IN_TRASH = re.compile(r".+-[0-9a-f]{32}-([1-9][0-9]*)")
@@ -163,8 +166,8 @@ class XFSVolume(VFSVolume):
     async def empty_trash(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.empty_trash`."""
         try:
-            for note in await self.threads.run(self._undo_creations):
-                self._log.warn("Volume {name}: {note}", name=self.name, note=note)
+            for line in await self._mend_creations():
+                self._log.warn("Volume {name}: {line}", name=self.name, line=line)
             await super().empty_trash()
         finally:
             while self._gone:
@@ -282,20 +285,48 @@ class XFSVolume(VFSVolume):
 
         :param exists: raised when it is there, or when somebody else makes it.
         """
-        projects = self._connected()
-        creation, directory = await self.threads.submit(
-            partial(self._begin, names, mode, exists), self.threads.deadline, _close
+        # Nothing is made where it could not be limited.
+        self._connected()
+        begun = await self.threads.submit(
+            partial(self._begin, names, Wanted(limit, mode), exists), self.threads.deadline, _close
         )
         try:
-            await projects.allocate(directory.descriptor)
-            if limit != _NONE:
-                await projects.set_limit(directory.descriptor, limit)
-            await self.threads.run(self._complete, creation)
+            await self._finish(*begun)
         except BaseException:
-            await self.threads.run(self._undo, creation)
+            await self.threads.run(self._undo, begun[0])
             raise
         finally:
-            self.threads.clean_up(partial(_close, (creation, directory)))
+            self.threads.clean_up(partial(_close, begun))
+
+    async def _finish(self, creation: Creation, directory: Directory) -> None:
+        projects = self._connected()
+        await projects.allocate(directory.descriptor)
+        if creation.wanted.limit != _NONE:
+            await projects.set_limit(directory.descriptor, creation.wanted.limit)
+        await self.threads.run(self._complete, creation, directory)
+
+    async def _mend_creations(self) -> list[str]:
+        """
+        Take away what creations that were broken off have left, and complete those whose folders
+        somebody has found and put something into.
+
+        :return: a line for each that stays, as one of them shall not hold up the others.
+        """
+        lines, used = await self.threads.submit(
+            self._undo_creations, self.threads.deadline, _close_all
+        )
+        try:
+            for creation, directory in used:
+                try:
+                    await self._finish(creation, directory)
+                except (StorageProxyError, OSError) as error:
+                    lines.append(
+                        f"the creation of {creation} was broken off, and cannot be completed"
+                        f" ({error}). It is tried again in the next round."
+                    )
+        finally:
+            self.threads.clean_up(partial(_close_all, (lines, used)))
+        return lines
 
     async def _account(
         self,
@@ -421,57 +452,59 @@ class XFSVolume(VFSVolume):
         with self._telling_quota(names[:1]):
             return super()._make(names, mode)
 
-    def _begin(
-        self, names: Sequence[str], mode: int | None, exists: StorageProxyError
-    ) -> tuple[Creation, Directory]:
+    def _begin(self, names: Sequence[str], wanted: Wanted, exists: StorageProxyError) -> _Begun:
         """Make an empty directory, or take up one whose creation was broken off."""
         with self.open_root() as root:
-            creation = creations.begin(root, names)
+            creation = creations.begin(root, names, wanted)
             if creation is None:
                 raise exists
             try:
-                made = self._make(names, mode)
+                # Nobody else has anything to do with it before it is limited.
+                self._make(names, None if wanted.mode is None else 0o700)
                 directory = root.descend("/".join(names))
-                if not made and mode is not None:
-                    os.fchmod(directory.descriptor, mode)
             except BaseException:
                 with creation.note:
                     self._undo(creation)
                 raise
         return creation, directory
 
-    def _complete(self, creation: Creation) -> None:
+    def _complete(self, creation: Creation, directory: Directory) -> None:
         with self.open_root() as root:
-            creations.end(root, creation, durable=self.durability.keeps_files)
+            durable = self.durability.keeps_files
+            creations.complete(root, creation, directory, durable=durable)
 
-    def _undo(self, creation: Creation) -> None:
-        """Take away what nobody was told of, unless somebody has found it and put something in."""
-        names = creation.names
+    def _undo(self, creation: Creation) -> bool:
+        """
+        Take away what nobody was told of.
+
+        :return: False when it stays, as somebody has found it and put something in.
+        """
         with self.open_root() as root:
             try:
-                with root.descend("/".join(names)) as directory:
-                    is_empty = not os.listdir(directory.descriptor)
+                with root.descend("/".join(creation.names)) as directory:
+                    if os.listdir(directory.descriptor):
+                        return False
+                self._throw_away(creation.names)
             except (FileNotFoundError, NotADirectoryError):
-                is_empty = False
-            if is_empty:
-                self._throw_away(names)
+                pass
             with suppress(FileNotFoundError):
                 creations.end(root, creation)
+        return True
 
-    def _undo_creations(self) -> list[str]:
-        """:return: a line for each that stays, as one of them shall not hold up the others."""
-        lines = []
+    def _undo_creations(self) -> tuple[list[str], list[_Begun]]:
+        """:return: a line for each that stays, and those whose directories are used."""
+        lines: list[str] = []
+        used: list[_Begun] = []
         with self.open_root() as root:
             for creation in creations.broken_off(root):
-                with creation.note:
-                    try:
-                        self._undo(creation)
-                    except OSError as error:
-                        lines.append(
-                            f"what is left of a creation at {'/'.join(creation.names)} cannot be"
-                            f" taken away: {error}"
-                        )
-        return lines
+                try:
+                    if not self._undo(creation):
+                        used.append((creation, root.descend("/".join(creation.names))))
+                        continue
+                except OSError as error:
+                    lines.append(f"what is left of {creation} cannot be taken away: {error}")
+                creation.note.close()
+        return lines, used
 
     def _look(self, names: Sequence[str], missing: StorageProxyError) -> _Place:
         with self._parent(names, missing) as parent:
@@ -550,10 +583,15 @@ def _limit(size: int) -> Limit:
     return _NONE if size > LARGEST else Limit(size)
 
 
-def _close(begun: tuple[Creation, Directory]) -> None:
+def _close(begun: _Begun) -> None:
     creation, directory = begun
     directory.close()
     creation.note.close()
+
+
+def _close_all(found: tuple[list[str], list[_Begun]]) -> None:
+    for begun in found[1]:
+        _close(begun)
 
 
 def _missing(vfid: VFolderID) -> StorageProxyError:

@@ -5,6 +5,7 @@ Whom the agent serves, and which directories it takes.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,28 @@ try:
     print(visitor.recv(1 << 16).hex())
 except OSError as error:
     print(error, file=sys.stderr)
+"""
+
+
+#: Connects to a socket as often as it can, each time with as many directories as a message has,
+#: and stays there until its standard input ends.
+FLOOD = """
+import os, resource, socket, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+top = os.open("/", os.O_RDONLY)
+visitors = []
+for number in range(most - 20):
+    visitor = socket.socket(socket.AF_UNIX)
+    try:
+        visitor.connect(sys.argv[1])
+        if number % 2:
+            socket.send_fds(visitor, [b"x"], [top] * 253)
+    except OSError:
+        pass
+    visitors.append(visitor)
+print(len(visitors), flush=True)
+sys.stdin.read()
 """
 
 
@@ -102,6 +125,40 @@ class PeerTests(AgentCase):
             self.assertEqual(self.visit(user), b"")
         self.assertEqual((self.agent.registry / "projid").read_bytes(), before)
         self.assertIn("uid 65534", self.agent.log.read_text())
+
+    async def test_flood(self) -> None:
+        """One who takes all that he can get takes nothing from another."""
+        assert self.agent.process is not None
+        opened = Path(f"/proc/{self.agent.process.pid}/fd")
+        limits = resource.prlimit(self.agent.process.pid, resource.RLIMIT_NOFILE)
+        descriptor = self.open(self.folder)
+        number = await self.projects.allocate(descriptor)
+        flood = subprocess.Popen(
+            [
+                *unprivileged(services.USER),
+                *(sys.executable, "-S", "-E", "-c", FLOOD, str(self.agent.socket)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert flood.stdin is not None and flood.stdout is not None
+        try:
+            tried = int(flood.stdout.readline())
+            self.assertGreater(tried, 500)
+            self.assertLess(len(list(opened.iterdir())), limits[0])
+            other = RemoteProjects(reactor, str(self.agent.socket), str(self.volume))
+            self.addCleanup(other.disconnect)
+            for projects in (self.projects, other):
+                account = await projects.set_limit(descriptor, Limit(MEBI))
+                self.assertEqual((account.project, account.limit), (number, Limit(MEBI)))
+        finally:
+            flood.stdin.close()
+            flood.wait(timeout=60)
+            flood.stdout.close()
+        # It is let in again when the agent has seen that it let go.
+        while not (said := self.visit(services.USER)):
+            pass
+        self.assertIn(b"_answer", said)
 
 
 class DirectoryTests(AgentCase):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from backends.xfs.creations import CREATING
 from backends.xfs.interfaces import Limit
 from tests.xfs import kernel
 from tests.xfs.case import LIMIT, MEBI, ProjectsCase
@@ -50,6 +51,27 @@ class CrashTests(ProjectsCase):
                 limited.append(path)
             self.assert_sound(*limited)
         self.assertGreater(len(limited), 1, "it was also killed when the folder was made")
+
+    def test_create_used(self) -> None:
+        """One into which somebody has put something meanwhile has its limit and its mode."""
+
+        def prepare() -> tuple[Any, ...]:
+            return self.new_folder()[0], 0o750, LIMIT
+
+        used = []
+        for vfid, *_ in self.at_each_step(prepare, "create_folder"):
+            path = self.volume.joinpath(*vfid.layout)
+            if path.exists():
+                (path / "file").write_bytes(bytes(MEBI))
+                used.append(path)
+        # As the daemon does each hour, before and after the agent has gone round.
+        self.mortal.do("empty_trash")
+        self.reconcile()
+        self.mortal.do("empty_trash")
+        self.assertGreater(len(used), 1)
+        self.assert_sound(*used)
+        self.assertEqual({path.stat().st_mode & 0o777 for path in used}, {0o750})
+        self.assertEqual(list((self.volume / CREATING).iterdir()), [])
 
     def test_create_again(self) -> None:
         """Who asks for the same folder again, at once, gets it with its limit."""

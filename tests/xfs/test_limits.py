@@ -61,6 +61,21 @@ class Setting(OnVolume):
         self.assertEqual(self.charge(root).limit, 10 * MEBI)
         self.assertEqual(os.stat(root).st_uid, services.USER)
 
+    def test_create_closed(self) -> None:
+        """So is one that is closed to the daemon itself; it can be deleted, and is released."""
+        for mode in (0, 0o077, 0o777):
+            vfid = self.new_id()
+            params = {"vfid": vfid, "mode": mode, "options": {"quota": MEBI}}
+            self.done(self.post("/folder/create", **params))
+            root = self.path(vfid)
+            self.assertEqual(root.stat().st_mode & 0o7777, mode)
+            number = kernel.project(root).id
+            self.assertEqual(self.charge(root).limit, MEBI)
+            self.done(self.post("/folder/delete", vfid=vfid))
+            self.eventually(lambda number=number: number not in services.agent().named())
+        notes = services.volume("local") / ".storage-proxy" / "creating"
+        self.assertEqual(list(notes.iterdir()), [])
+
     def test_create_without(self) -> None:
         """A folder without a limit has a project too: its usage is known."""
         self.assertNotEqual(kernel.project(self.root).id, 0)
