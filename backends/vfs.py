@@ -344,7 +344,7 @@ def check_options(settings: VolumeSettings, cls: type[Options]) -> list[str]:
     try:
         return structure(settings.options, cls).problems()
     except Complaint as error:
-        return [f"options.{key}: {why}" for key, why in error.fields.items()]
+        return [f"options.{key.replace('_', '-')}: {why}" for key, why in error.fields.items()]
 
 
 @implementer(IBackend)

@@ -299,6 +299,15 @@ class IQuotaScope(Interface):
         """
 
 
+class IMaintained(Interface):
+    """A volume that has to be looked after now and then, by one of the processes that use it."""
+
+    maintenance_interval = Attribute("Seconds between two rounds, 0 for none.")
+
+    def maintain() -> Coroutine[Any, Any, None]:
+        """Make a round, which may take long."""
+
+
 class IPerformanceMetric(Interface):
     """A volume that knows how busy its storage system is."""
 

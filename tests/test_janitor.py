@@ -5,13 +5,16 @@ What is taken away because nobody will come back for it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
 
 from backends.vfs import TRASH, VFSVolume
 from storageproxy.errors import BackendFailure, VolumeUnavailable
+from storageproxy.interfaces import IMaintained
 from storageproxy.testing import (
     SynchronousThreads,
     ThreadedClock,
@@ -28,6 +31,9 @@ from tests.test_beneath import descriptors
 
 NOW = 1_000_000.0
 LIFETIME = 3600.0
+DAY = 86400.0
+#: What is told of a volume that cannot be maintained.
+MAINTENANCE_FAILED = ("other", "mount it with pquota")
 
 
 class JanitorTestCase(SynchronousTestCase):
@@ -253,6 +259,70 @@ class RoundTests(JanitorTestCase):
         stale = self.upload(bare_id(1), "a" * 32, 2 * LIFETIME)
         self.start()
         self.assertFalse(os.path.exists(stale))
+
+    def maintained(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have one of the volumes maintained each day."""
+        directlyProvides(self.other, IMaintained)
+        self.other.maintenance_interval = DAY  # type: ignore[attr-defined]
+        self.other.maintain = work  # type: ignore[attr-defined]
+
+    def test_maintained(self) -> None:
+        """A volume that needs it is maintained at the start, and as often as it says."""
+        rounds: list[float] = []
+
+        async def maintain() -> None:
+            rounds.append(self.clock.seconds())
+
+        self.maintained(maintain)
+        self.start()
+        self.clock.pump([DAY - 1, 1, DAY])
+        self.assertEqual(rounds, [0, DAY, 2 * DAY])
+
+    def test_never_maintained(self) -> None:
+        """One that says never is not."""
+
+        async def maintain() -> None:
+            raise AssertionError("maintained")
+
+        self.maintained(maintain)
+        self.other.maintenance_interval = 0  # type: ignore[attr-defined]
+        self.start()
+        self.clock.advance(DAY)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_maintenance_fails(self) -> None:
+        """A failure is one line in the log, and the next round is made all the same."""
+        told: list[Any] = []
+        self.patch(self.janitor._log, "warn", lambda text, **values: told.append(values))
+
+        async def maintain() -> None:
+            raise BackendFailure("mount it with pquota")
+
+        self.maintained(maintain)
+        self.start()
+        self.assertEqual([(one["name"], one["error"]) for one in told], [MAINTENANCE_FAILED])
+        self.clock.advance(DAY)
+        self.assertEqual([(one["name"], one["error"]) for one in told], [MAINTENANCE_FAILED] * 2)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_long_maintenance(self) -> None:
+        """One that takes long holds nothing up, and ends with the daemon, without a word."""
+        told: list[Any] = []
+        self.patch(self.janitor._log, "warn", lambda text, **values: told.append(values))
+        cancelled: list[bool] = []
+
+        async def maintain() -> None:
+            await Deferred(lambda _: cancelled.append(True))
+
+        self.maintained(maintain)
+        self.start()
+        stale = self.upload(bare_id(1), "a" * 32, 2 * LIFETIME)
+        self.clock.advance(janitor.INTERVAL)
+        self.assertFalse(os.path.exists(stale))
+        self.assertEqual(cancelled, [])
+        self.janitor.stopService()
+        self.assertEqual((cancelled, told), ([True], []))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stop(self) -> None:
         """No round is made when the daemon has stopped, and no timer is left."""

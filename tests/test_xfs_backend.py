@@ -46,6 +46,9 @@ class OptionsTests(SynchronousTestCase):
             ({"agent": "/a", "ids": [1, 2]}, "options.ids"),
             ({"agent": "/a", "projects": "/b"}, "options.projects"),
             ({"agent": "/a", "projid": "/b"}, "options.projid"),
+            ({"agent": "/a", "reconcile-interval": "1d"}, "options.reconcile-interval"),
+            ({"reconcile-interval": "daily"}, "options.reconcile-interval"),
+            ({"reconcile-interval": -1}, "options.reconcile-interval"),
             ({"ids": [9, 5]}, "options.ids"),
             ({"ids": [0, 5]}, "options.ids"),
             ({"ids": [1, 4294967295]}, "options.ids"),
@@ -73,6 +76,21 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(volume.backend, "xfs")
         self.assertEqual(volume.threads.size, 8)
         self.assertIs(volume.durability, Durability.NONE)
+
+
+class IntervalTests(SynchronousTestCase):
+    def test_reconciling(self) -> None:
+        """Root reconciles each day, unless something else is said; the agent does so by itself."""
+        for options, expected in (
+            ({}, 86400.0),
+            ({"agent": "embedded", "reconcile-interval": "2h"}, 7200.0),
+            ({"reconcile-interval": 0}, 0.0),
+            ({"agent": "/run/agent.sock"}, 0.0),
+        ):
+            settings = VolumeSettings("xfs", "/", options=options)
+            volume = XFSBackend().volume("test", settings, reactor)
+            self.addCleanup(volume.threads.stop)
+            self.assertEqual(volume.maintenance_interval, expected)
 
 
 class ConnectTests(SynchronousTestCase):

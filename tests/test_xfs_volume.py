@@ -33,8 +33,9 @@ from backends.xfs.interfaces import (
     NotManaged,
     Quotas,
 )
+from backends.xfs.releases import LAGS
 from backends.xfs.testing import MemoryKernel, MemoryProjects
-from backends.xfs.volume import LAGS, XFSVolume
+from backends.xfs.volume import XFSVolume
 from storageproxy.beneath import Directory
 from storageproxy.conformance_quota import QuotaConformance, ScopeConformance
 from storageproxy.errors import (
@@ -44,7 +45,7 @@ from storageproxy.errors import (
     VFolderExists,
     VolumeUnavailable,
 )
-from storageproxy.interfaces import ScopeUsage
+from storageproxy.interfaces import IMaintained, ScopeUsage
 from storageproxy.testing import SynchronousThreads, bare_id, result_of, scoped_id
 from storageproxy.threads import VolumeThreads
 from storageproxy.trees import Usage
@@ -195,6 +196,16 @@ class FakeTests(XFSTestCase):
         self.assertTrue(result_of(self.projects.release(found[0])))
         os.rmdir(os.path.join(self.path, "b"))
         self.assertEqual(len(result_of(self.projects.reconcile())), 1)
+        self.assertEqual(self.projects.places, {})
+
+
+class MaintenanceTests(XFSTestCase):
+    def test_reconcile(self) -> None:
+        """To maintain a volume is to have its projects reconciled."""
+        verifyObject(IMaintained, self.volume)
+        result_of(self.volume.create_folder(bare_id(1), None, MEBI))
+        os.rmdir(self.place(bare_id(1)))
+        result_of(self.volume.maintain())
         self.assertEqual(self.projects.places, {})
 
 

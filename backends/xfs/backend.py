@@ -20,12 +20,12 @@ from backends.xfs.kernel import Kernel
 from backends.xfs.projects import IDS, Projects
 from backends.xfs.registry import Registry
 from backends.xfs.remote import RemoteProjects
-from backends.xfs.settings import RANGE, is_range, to_range
+from backends.xfs.settings import RANGE, RECONCILE_INTERVAL, is_range, to_range
 from backends.xfs.volume import XFSVolume
-from storageproxy.config import VolumeSettings
+from storageproxy.config import VolumeSettings, register_tables
 from storageproxy.errors import BackendFailure, VolumeUnavailable
 from storageproxy.interfaces import IBackend, IThreads
-from storageproxy.schema import structure
+from storageproxy.schema import Duration, structure
 
 #: What ``agent`` says when limits are set by the daemon itself.
 EMBEDDED = "embedded"
@@ -44,12 +44,22 @@ class Options(vfs.Options):
     :param ids: the first and the last project id that may be given out.
     :param projects: the registry of directories, when it is not ``/etc/projects``.
     :param projid: the registry of names, when it is not ``/etc/projid``.
+    :param reconcile_interval: seconds between two rounds of reconciling, when it is not a day; 0
+        for none.
     """
 
     agent: str = EMBEDDED
     ids: list[int] | None = None
     projects: str | None = None
     projid: str | None = None
+    reconcile_interval: Duration | None = None
+
+    @property
+    def reconciling(self) -> float:
+        """Seconds between two rounds that this process makes; the agent makes those of its own."""
+        if self.agent != EMBEDDED:
+            return 0.0
+        return RECONCILE_INTERVAL if self.reconcile_interval is None else self.reconcile_interval
 
     def problems(self) -> list[str]:
         """See :meth:`backends.vfs.Options.problems`."""
@@ -58,10 +68,10 @@ class Options(vfs.Options):
     def _problems(self) -> list[str]:
         if self.agent != EMBEDDED and not self.agent.startswith("/"):
             return [f"options.agent: {EMBEDDED}, or the absolute path of the agent's socket"]
-        own = ("ids", "projects", "projid")
+        own = ("ids", "projects", "projid", "reconcile_interval")
         if self.agent != EMBEDDED:
             return [
-                f"options.{name}: belongs into the configuration of the agent"
+                f"options.{name.replace('_', '-')}: belongs into the configuration of the agent"
                 for name in own
                 if getattr(self, name) is not None
             ]
@@ -69,9 +79,12 @@ class Options(vfs.Options):
             return [f"options.ids: {RANGE}"]
         return [
             f"options.{name}: an absolute path"
-            for name in own[1:]
+            for name in ("projects", "projid")
             if not (getattr(self, name) or "/").startswith("/")
         ]
+
+
+register_tables(Options)
 
 
 def connect(options: Options, name: str, path: str, threads: IThreads, reactor: Any) -> IProjects:
@@ -137,4 +150,5 @@ class XFSBackend:
             partial(connect, options, name, settings.path, threads, reactor),
             Kernel(),
             options.durability,
+            options.reconciling,
         )

@@ -30,6 +30,9 @@ from storageproxy.schema import Complaint, Duration, Flag, Text, structure
 #: Where the agent listens when nobody says where.
 SOCKET = "/run/storage-proxy-xfs-agent/socket"
 
+#: Seconds between two rounds of reconciling when nobody says how many.
+RECONCILE_INTERVAL = Duration(86400.0)
+
 
 @frozen
 class AgentSettings:
@@ -59,7 +62,7 @@ class AgentSettings:
     projects: Text = Text("/etc/projects")
     projid: Text = Text("/etc/projid")
     ids: list[int] = field(factory=lambda: [IDS.start, IDS.stop - 1])
-    reconcile_interval: Duration = Duration(86400.0)
+    reconcile_interval: Duration = RECONCILE_INTERVAL
     read_all: Flag = Flag(False)
     threads: int = 8
     deadline: Duration = Duration(15.0)

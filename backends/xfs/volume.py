@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 
 from attrs import evolve, frozen
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -36,6 +35,7 @@ from backends.xfs.interfaces import (
     NotManaged,
     Quotas,
 )
+from backends.xfs.releases import Releases
 from storageproxy.background import Background
 from storageproxy.beneath import Directory
 from storageproxy.durability import Durability
@@ -49,7 +49,7 @@ from storageproxy.errors import (
     VFolderExists,
     VFolderNotFound,
 )
-from storageproxy.interfaces import IQuota, IQuotaScope, IThreads, ScopeUsage
+from storageproxy.interfaces import IMaintained, IQuota, IQuotaScope, IThreads, ScopeUsage
 from storageproxy.schema import ENDLESS
 from storageproxy.threads import Progress
 from storageproxy.trees import Usage
@@ -65,9 +65,6 @@ _Begun: TypeAlias = tuple[Creation, Directory]
 
 #: The name of a deleted vfolder that has a project.
 _IN_TRASH = re.compile(r".+-[0-9a-f]{32}-([1-9][0-9]*)")
-
-#: Seconds between two tries to release a project: XFS counts what was removed for a moment more.
-LAGS = (0.02, 0.1, 0.5, 2.0)
 
 
 @frozen
@@ -88,7 +85,7 @@ class _Place:
         self.directory.close()
 
 
-@implementer(IQuota, IQuotaScope)
+@implementer(IMaintained, IQuota, IQuotaScope)
 class XFSVolume(VFSVolume):
     """
     A tree of vfolders on a mounted XFS.
@@ -99,6 +96,7 @@ class XFSVolume(VFSVolume):
     :param reactor: for pauses.
     :param connect: finds the :class:`~backends.xfs.interfaces.IProjects`, when it is first needed.
     :param kernel: an :class:`~backends.xfs.interfaces.IKernel`, for what needs no privilege.
+    :param reconcile_interval: seconds between two rounds of reconciling, 0 to leave them to others.
     """
 
     backend = "xfs"
@@ -113,9 +111,10 @@ class XFSVolume(VFSVolume):
         connect: Callable[[], IProjects],
         kernel: IKernel,
         durability: Durability = Durability.PATCH,
+        reconcile_interval: float = 0.0,
     ) -> None:
         super().__init__(name, path, fsprefix, threads, durability)
-        self._reactor = reactor
+        self.maintenance_interval = reconcile_interval
         self._connect = connect
         self._kernel = kernel
         self._log = Logger("storageproxy.xfs")
@@ -123,8 +122,7 @@ class XFSVolume(VFSVolume):
         self._background = Background()
         self._is_sound = False
         self._projects: IProjects | None = None
-        #: Projects whose directories have been removed.
-        self._gone: list[int] = []
+        self._releases = Releases(name, reactor, self._connected)
 
     async def check(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.check`."""
@@ -170,8 +168,7 @@ class XFSVolume(VFSVolume):
                 self._log.warn("Volume {name}: {line}", name=self.name, line=line)
             await super().empty_trash()
         finally:
-            while self._gone:
-                await self._release(self._gone.pop())
+            await self._releases.release()
 
     async def usage(self, vfid: VFolderID) -> Usage:
         """See :meth:`storageproxy.interfaces.IVolume.usage`."""
@@ -193,6 +190,15 @@ class XFSVolume(VFSVolume):
         except (StorageProxyError, OSError) as error:
             return {"status": "unavailable", "status_info": str(error), "metadata": {}}
         return await super().hardware_info()
+
+    # ---- IMaintained
+
+    async def maintain(self) -> None:
+        """See :meth:`storageproxy.interfaces.IMaintained.maintain`."""
+        lines = await self._connected().reconcile()
+        self._log.info(
+            "Volume {name} is reconciled, with {count} findings.", name=self.name, count=len(lines)
+        )
 
     # ---- IQuota
 
@@ -404,27 +410,6 @@ class XFSVolume(VFSVolume):
         finally:
             self.threads.clean_up(place.close)
 
-    async def _release(self, project: int) -> None:
-        try:
-            for lag in (*LAGS, None):
-                if await self._connected().release(project):
-                    return
-                if lag is not None:
-                    await deferLater(self._reactor, lag)
-        except NotManaged as error:
-            # The owner had given it a project that nobody is to release.
-            self._log.info("Volume {name}: {error}", name=self.name, error=error.message)
-            return
-        except BaseException:
-            self._gone.append(project)
-            raise
-        self._log.info(
-            "Volume {name}: something is still charged to project {project} of a deleted vfolder."
-            " It is free when nothing is, and it was reconciled.",
-            name=self.name,
-            project=project,
-        )
-
     def _limited(self, vfid: VFolderID | None) -> VFolderID:
         if vfid is None:
             raise UnsupportedOperation(
@@ -571,7 +556,7 @@ class XFSVolume(VFSVolume):
         super()._remove(trash, name, progress)
         found = _IN_TRASH.fullmatch(name)
         if found:
-            self._gone.append(int(found[1]))
+            self._releases.add(int(found[1]))
 
 
 def _limit(size: int) -> Limit:

@@ -1,24 +1,25 @@
 """
 Takes away what nobody will come back for: stale upload sessions and the remains of deleted folders.
+Volumes that need more than that are looked after, too.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
 from attrs import define, field
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from storageproxy.beneath import Directory
-from storageproxy.interfaces import IVolume
+from storageproxy.interfaces import IMaintained, IVolume
 from storageproxy.threads import Progress
 from storageproxy.transfer import staging
 from storageproxy.volumes import Volumes
@@ -34,7 +35,8 @@ _SCOPE = re.compile(r"[0-9a-f]{32}")
 @define(eq=False)
 class Janitor(Service):
     """
-    Goes round all volumes, at the start and then every hour or so.
+    Goes round all volumes, at the start and then every hour or so; what volumes need beside that
+    (:class:`~storageproxy.interfaces.IMaintained`) is done at the start, and as often as they say.
 
     :param reactor: for the rounds.
     :param lifetime: seconds after which the token of a session has expired.
@@ -47,15 +49,15 @@ class Janitor(Service):
     clock: Callable[[], float]
     _log: Logger = field(factory=lambda: Logger("storageproxy.janitor"))
     _rounds: list[LoopingCall] = field(factory=list)
+    _maintaining: set[Deferred[None]] = field(factory=set)
 
     def startService(self) -> None:
         """Begin the rounds: one for each volume, so that none waits for another that hangs."""
         super().startService()
         for volume in self.volumes:
-            rounds = LoopingCall(self._visit, volume)
-            rounds.clock = self.reactor
-            rounds.start(max(1.0, min(INTERVAL, self.lifetime / 4)))
-            self._rounds.append(rounds)
+            self._begin(self._clean, volume, max(1.0, min(INTERVAL, self.lifetime / 4)))
+            if IMaintained.providedBy(volume) and volume.maintenance_interval:
+                self._begin(self._maintain, volume, volume.maintenance_interval)
 
     def stopService(self) -> None:
         """End them; a round under way is left to its thread."""
@@ -63,9 +65,25 @@ class Janitor(Service):
         rounds, self._rounds = self._rounds, []
         for one in rounds:
             one.stop()
+        for maintaining in list(self._maintaining):
+            maintaining.cancel()
 
-    def _visit(self, volume: IVolume) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._clean(volume))
+    def _begin(
+        self, work: Callable[[Any], Coroutine[Any, Any, None]], volume: Any, interval: float
+    ) -> None:
+        rounds = LoopingCall(lambda: Deferred.fromCoroutine(work(volume)))
+        rounds.clock = self.reactor
+        rounds.start(interval)
+        self._rounds.append(rounds)
+
+    async def _maintain(self, volume: Any) -> None:
+        # It may be at it for hours, which nobody waits for when the daemon ends.
+        maintaining = Deferred.fromCoroutine(volume.maintain())
+        self._maintaining.add(maintaining)
+        try:
+            await self._try(volume, "it cannot be maintained", maintaining)
+        finally:
+            self._maintaining.discard(maintaining)
 
     async def _clean(self, volume: IVolume) -> None:
         if await self._try(volume, "it cannot be used", volume.check()):
@@ -84,10 +102,12 @@ class Janitor(Service):
                 removed=removed,
             )
 
-    async def _try(self, volume: IVolume, what: str, work: Coroutine[Any, Any, None]) -> bool:
+    async def _try(self, volume: IVolume, what: str, work: Awaitable[None]) -> bool:
         try:
             await work
             return True
+        except CancelledError:
+            return False
         except Exception as error:
             self._log.warn(
                 "Volume {name}: {what}: {error}. It is tried again in the next round.",

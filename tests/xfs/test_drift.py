@@ -9,7 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.functional.daemon import unprivileged
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.functional.daemon import Daemon, select_pause, unprivileged
 from tests.xfs import kernel, services
 from tests.xfs.case import MEBI, ProjectsCase
 
@@ -181,3 +183,31 @@ class FewIdsTests(ProjectsCase):
             self.limited_folder()
         error = self.assertRaises(RuntimeError, self.limited_folder)
         self.assertIn("give the agent more", str(error))
+
+
+class MaintenanceTests(SynchronousTestCase):
+    """Root without an agent reconciles by itself."""
+
+    def test_daemon(self) -> None:
+        """A daemon that has begun has found what its folders lacked."""
+        volume = services.volume("embedded")
+        os.chown(volume, 0, 0)
+        path = volume / "ab" / "cd" / f"{1:028x}"
+        path.mkdir(parents=True)
+        (path / "file").write_bytes(b"x" * 5000)
+        registry = services.directory("embedded")
+        files = ", ".join(f'{name} = "{registry / name}"' for name in ("projects", "projid"))
+        daemon = Daemon(
+            services.directory("daemon-embedded"),
+            mounts=volume.parent,
+            volumes=("embedded",),
+            volume_settings=f"options = {{ {files}, ids = [2000, 2099] }}",
+            backend="xfs",
+        )
+        daemon.start()
+        self.addCleanup(daemon.stop)
+        while services.recorded(registry) != {str(path): 2000} or not kernel.project(path).id:
+            select_pause()
+        while kernel.project(path / "file").id != 2000:
+            select_pause()
+        self.assertEqual(kernel.project(path), (2000, True))
