@@ -30,10 +30,11 @@ from backends.xfs.interfaces import (
     Quotas,
 )
 from backends.xfs.projects import HIGHEST_LIMIT, IDS, Projects, asked_by
+from backends.xfs.testing import MemoryKernel
 from storageproxy.errors import BackendFailure, InvalidParameters, VolumeUnavailable
 from storageproxy.testing import SynchronousThreads, result_of
 from tests.harness import HeldThreads
-from tests.xfs_fakes import MemoryKernel, MemoryLimits, Rig
+from tests.xfs_fakes import MemoryLimits, Rig
 
 T = TypeVar("T")
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from backends.xfs.interfaces import Mark
+from backends.xfs.testing import MemoryKernel
 from backends.xfs.tree import Seizure, Tree
 from storageproxy.beneath import Directory
 from storageproxy.removal import remove
 from storageproxy.threads import Abandoned, Progress
 from storageproxy.vfolder import VFolderID
 from tests.strategies import QUICK, vfolder_ids
-from tests.xfs_fakes import MemoryKernel
 
 
 class TreeTests(SynchronousTestCase):

@@ -163,13 +163,15 @@ class FakeTests(XFSTestCase):
         verifyObject(IProjects, self.projects)
 
     def test_kernel(self) -> None:
-        """A directory counts for its own project, or for that of the nearest one above it."""
-        os.makedirs(os.path.join(self.path, "a", "b"))
-        with self.volume.open_root() as root, root.descend("a") as a, root.descend("a/b") as b:
-            self.assertEqual(self.kernel.mark(b.descriptor), Mark(0, False))
+        """What is made in a directory counts for its project; what was in it stays as it was."""
+        os.makedirs(os.path.join(self.path, "a", "old"))
+        with self.volume.open_root() as root, root.descend("a") as a, root.descend("a/old") as old:
+            self.assertEqual(self.kernel.mark(old.descriptor), Mark(0, False))
             self.kernel.set_mark(a.descriptor, Mark(7, True))
             self.kernel.limits[7] = Limit(4096)
-            self.assertEqual(self.kernel.mark(b.descriptor), Mark(7, True))
+            self.assertEqual(self.kernel.mark(old.descriptor), Mark(0, False))
+            os.mkdir(os.path.join(self.path, "a", "b"))
+            self.assertEqual(self.kernel.of(os.path.join(self.path, "a", "b")), Mark(7, True))
             self.assertEqual(self.kernel.mark(root.descriptor), Mark(0, False))
             with open(os.path.join(self.path, "a", "b", "file"), "wb") as file:
                 file.write(bytes(5000))

@@ -7,6 +7,7 @@ for.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -18,14 +19,16 @@ from backends.xfs.interfaces import Account, IKernel, IProjects, Limit, Mark, Qu
 
 BLOCK = 4096
 
-#: The project of a directory. The true one is on the inode as well, and so stays through renames.
+#: The mark of an inode. The true one is there as well, and so stays through renames.
 _ATTRIBUTE = "user.storage-proxy.project"
 
 
 @implementer(IKernel)
 class MemoryKernel:
     """
-    A file system that counts.
+    A file system that counts, whatever the true one is.
+
+    What is made in a directory belongs to its project until it is given to another one, or moved.
 
     :param top: the path that it is mounted at.
     :ivar state: whether it can limit projects.
@@ -39,54 +42,123 @@ class MemoryKernel:
 
     def quotas(self, descriptor: int) -> Quotas:
         """See :meth:`backends.xfs.interfaces.IKernel.quotas`."""
+        os.fstat(descriptor)
         return self.state
 
     def mark(self, descriptor: int) -> Mark:
         """See :meth:`backends.xfs.interfaces.IKernel.mark`."""
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        project = self._project(path)
-        return Mark(project, project != 0 and os.path.isdir(path))
+        own = _attribute(descriptor)
+        if own is not None:
+            return own
+        try:
+            project = self._handed_on(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            project = 0
+        return Mark(project, project != 0 and stat.S_ISDIR(os.fstat(descriptor).st_mode))
 
     def set_mark(self, descriptor: int, mark: Mark) -> None:
         """See :meth:`backends.xfs.interfaces.IKernel.set_mark`."""
-        os.setxattr(descriptor, _ATTRIBUTE, str(mark.project).encode())
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            self._settle(descriptor)
+        _set_attribute(descriptor, mark)
 
     def account(self, descriptor: int, project: int) -> Account:
         """See :meth:`backends.xfs.interfaces.IKernel.account`."""
-        found = Account(project, self.limits.get(project, Limit(0)), 0, 0)
-        for path, directories, files in os.walk(self._top):
-            if self._project(path) == project:
-                found = evolve(found, inodes=found.inodes + 1)
-                names = [name for name in directories if os.path.islink(os.path.join(path, name))]
-                for name in names + files:
-                    found = evolve(
-                        found,
-                        inodes=found.inodes + 1,
-                        size=found.size + _charge(os.lstat(os.path.join(path, name))),
-                    )
-        return found
+        sizes = [size for owner, size in self._charged() if owner == project]
+        return Account(project, self.limits.get(project, Limit(0)), sum(sizes), len(sizes))
 
     def accounts(self, descriptor: int) -> Iterator[Account]:
         """See :meth:`backends.xfs.interfaces.IKernel.accounts`."""
-        projects = {self._project(path) for path, _, _ in os.walk(self._top)}
-        for project in sorted(projects | set(self.limits)):
+        found = {owner for owner, _ in self._charged()} | set(self.limits)
+        for project in sorted(found - {0}):
             yield self.account(descriptor, project)
 
-    def _project(self, path: str) -> int:
-        while path.startswith(self._top):
+    # ---- for tests
+
+    def of(self, path: str) -> Mark:
+        """The mark of a file or directory."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return self.mark(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def put(self, path: str, project: int, inherited: bool | None = None) -> None:
+        """Change the mark of a file or directory, as its owner may."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            wanted = os.path.isdir(path) if inherited is None else inherited
+            self.set_mark(descriptor, Mark(project, wanted))
+        finally:
+            os.close(descriptor)
+
+    def make(self, path: str, content: bytes | None = None) -> str:
+        """Make a directory or a file that keeps the project it is made in, wherever it goes."""
+        if content is None:
+            os.mkdir(path)
+        else:
+            with open(path, "xb") as file:
+                file.write(content)
+        mark = self.of(path)
+        if mark.project:
+            self.put(path, mark.project)
+        return path
+
+    # ----
+
+    def _settle(self, directory: int) -> None:
+        """Give what is in a directory a mark of its own, as that of the directory will change."""
+        for name in os.listdir(directory):
             try:
-                return int(os.getxattr(path, _ATTRIBUTE))
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                inner = os.open(name, flags, dir_fd=directory)
             except OSError:
-                # It inherits that of the one it lies in.
-                path = os.path.dirname(path)
+                # A link, or a socket.
+                continue
+            try:
+                is_one = stat.S_IFMT(os.fstat(inner).st_mode) in (stat.S_IFDIR, stat.S_IFREG)
+                if is_one and _attribute(inner) is None:
+                    _set_attribute(inner, self.mark(inner))
+            finally:
+                os.close(inner)
+
+    def _handed_on(self, path: str) -> int:
+        """The project that a path has from the directories above it."""
+        while path != self._top and path.startswith(self._top):
+            path = os.path.dirname(path)
+            own = _attribute(path)
+            if own is not None:
+                return own.project if own.inherited else 0
         return 0
 
+    def _charged(self) -> Iterator[tuple[int, int]]:
+        for directory, directories, files in os.walk(self._top):
+            project = self.of(directory).project
+            yield project, 0
+            for path in (os.path.join(directory, name) for name in directories + files):
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode):
+                    yield self.of(path).project, -(-status.st_size // BLOCK) * BLOCK
+                elif not stat.S_ISDIR(status.st_mode):
+                    # It lies in its inode, and is in the project that it was made in.
+                    yield project, 0
 
-def _charge(status: os.stat_result) -> int:
-    if not stat.S_ISREG(status.st_mode):
-        # Directories and links that are small lie in their inodes.
-        return 0
-    return -(-status.st_size // BLOCK) * BLOCK
+
+def _set_attribute(descriptor: int, mark: Mark) -> None:
+    os.setxattr(descriptor, _ATTRIBUTE, b"%d %d" % (mark.project, mark.inherited))
+
+
+def _attribute(place: str | int) -> Mark | None:
+    try:
+        project, inherited = os.getxattr(place, _ATTRIBUTE).split()
+    except OSError as error:
+        # What is gone, or closed, may still be looked at by its path.
+        if error.errno == errno.EBADF:
+            raise
+        return None
+    return Mark(int(project), inherited == b"1")
 
 
 @implementer(IProjects)

@@ -45,13 +45,6 @@ class LoopKernel(MemoryKernel):
     def set_mark(self, descriptor: int, mark: Mark) -> None:
         self._true.set_mark(descriptor, mark)
 
-    def _project(self, path: str) -> int:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            return self.mark(descriptor).project
-        finally:
-            os.close(descriptor)
-
 
 class ProjectsTests(XFSConformance, TestCase):
     """The conformance, and what people can do about their projects."""
