@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -248,6 +249,8 @@ class VFSVolume:
                         self._move_to_trash(parent, name, trash)
                     except PermissionError:
                         # What is moved elsewhere has to be writable: its ".." changes.
+                        if parent.status(name).st_mode & stat.S_IWUSR:
+                            raise
                         removal.make_writable(parent, name)
                         self._move_to_trash(parent, name, trash)
                 except FileNotFoundError:

@@ -77,6 +77,11 @@ class VFSVolumeTests(SynchronousTestCase):
                 self.assertFalse(os.path.exists(path))
             result_of(volume.empty_trash())
             self.assertEqual(os.listdir(os.path.join(top, TRASH)), [])
+            # That is not done when it is something else that is in the way.
+            result_of(volume.create_folder(bare_id(1), 0o755, None))
+            os.chmod(os.path.dirname(path), 0o555)
+            self.assertRaises(PermissionError, result_of, volume.delete_folder(bare_id(1)))
+            self.assertEqual(os.stat(path).st_mode & 0o7777, 0o755)
         finally:
             os.seteuid(0)
 

@@ -27,7 +27,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from backends.xfs.agent import AgentFactory, AgentProtocol
+from backends.xfs.agent import OPENED, AgentFactory, AgentProtocol
 from backends.xfs.interfaces import Account, Drifted, IProjects, Limit, NotManaged
 from backends.xfs.projects import asked_by
 from backends.xfs.protocol import MAX_PENDING, Allocate, fitting
@@ -600,6 +600,7 @@ class ShareTests(AgentCase):
     async def test_requests(self) -> None:
         """And with requests: what is too much is refused, and can be asked again."""
         await self.open_socket()
+        self.shares.size = 1 + 6 * OPENED
         waiting: list[Deferred[bool]] = []
 
         def wait(*_: Any) -> Deferred[bool]:
@@ -615,6 +616,25 @@ class ShareTests(AgentCase):
             one.callback(True)
         self.assertEqual(await gatherResults(made), [True] * 6)
         self.assertEqual(self.shares._held[os.geteuid()], 1)
+
+    async def test_answers(self) -> None:
+        """Who asks and asks and does not listen is not listened to any more, until he does."""
+        await self.open_socket()
+        lines = ["x" * 1000] * 50
+        self.projects.answer = lambda *_: lines
+        visitor = self.visit(OTHER)
+        asked = 100
+        for number in range(asked):
+            box = amp.AmpBox(_command=b"Reconcile", _ask=b"%d" % number, volume=os.fsencode(VOLUME))
+            visitor.sendall(box.serialize())
+            await turn()
+        for _ in range(10):
+            await turn()
+        self.assertLess(len(self.projects.calls), asked)
+        while len(self.projects.calls) < asked:
+            with contextlib.suppress(BlockingIOError):
+                visitor.recv(1 << 16)
+            await turn()
 
     async def test_given_back(self) -> None:
         """Nothing counts any more when it is over."""

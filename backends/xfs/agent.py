@@ -66,8 +66,9 @@ T = TypeVar("T")
 #: Seconds that requests under way get when the agent stops.
 GRACE = 10.0
 
-#: Descriptors that a request has open at most, beside the one that came with it.
-_OPENED = 3
+#: Descriptors that a request has open at most, beside the one that came with it: a copy of that,
+#: a lock, the pipes of a command, and some for a moment.
+OPENED = 6
 
 #: struct ucred: pid, uid, gid.
 _UCRED = struct.Struct("=iII")
@@ -110,6 +111,8 @@ class AgentProtocol(amp.AMP):
             self._end("is not served: its user has too many connections, or requests.")
         else:
             self._serving = True
+            # Who does not read his answers is not read, so that they do not pile up.
+            self.transport.registerProducer(self.transport, True)
             self.factory.connections.add(self)
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
@@ -200,14 +203,14 @@ class AgentProtocol(amp.AMP):
 
     async def _do(self, volume: str, work: Any, directory: int | None) -> Any:
         try:
-            if self._pending >= MAX_PENDING or not self.factory.shares.take(self._uid, _OPENED):
+            if self._pending >= MAX_PENDING or not self.factory.shares.take(self._uid, OPENED):
                 raise VolumeUnavailable("the XFS agent has too many requests of this user")
             self._pending += 1
             try:
                 return await self._try(volume, work)
             finally:
                 self._pending -= 1
-                self.factory.shares.give_back(self._uid, _OPENED)
+                self.factory.shares.give_back(self._uid, OPENED)
         finally:
             if directory is not None and directory in self._received:
                 self._received.discard(directory)
