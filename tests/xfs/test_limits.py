@@ -5,10 +5,11 @@ Limits, as the real daemon sets them by the real agent, and as they hold for rea
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.functional.daemon import Daemon
+from tests.functional.daemon import Daemon, unprivileged
 from tests.functional.http11 import Answer, OnFolder, WireTestCase, dialects
 from tests.functional.test_wire_upload import OnUpload
 from tests.xfs import kernel, services
@@ -105,6 +106,45 @@ class Setting(OnVolume):
         self.assertEqual(self.charge().limit, MEBI)
         self.full(self.post("/folder/file/upload", relpath="other", size=1))
         self.assertEqual((self.root / "file").stat().st_size, 4 * MEBI)
+
+    def test_drifted(self) -> None:
+        """A folder in another project has no limit to tell or to set, and it is said why."""
+        self.limit(8 * MEBI)
+        number = kernel.project(self.root).id
+        (self.root / "file").write_bytes(bytes(MEBI))
+        kernel.set_project(self.root, 7)
+        try:
+            for method, more in (("GET", {}), ("PATCH", {"size_bytes": MEBI})):
+                answer = self.ask(method, "/volume/quota", **more)
+                problem = self.assert_problem(answer, 409, "project/drifted")
+                for word in (str(self.root), "7", str(number), "reconciling"):
+                    self.assertIn(word, problem["msg"])
+            self.assertEqual(self.ask("GET", "/folder/usage").json()["used_bytes"], MEBI)
+            self.assertEqual(self.ask("GET", "/folder/used-bytes").json()["used_bytes"], MEBI)
+        finally:
+            kernel.set_project(self.root, number)
+        self.assertEqual(self.limit_of(self.vfid), 8 * MEBI)
+
+    def test_locked_by_others(self) -> None:
+        """Nobody holds up changes of limits who can do no more than read the volume."""
+        held = subprocess.Popen(
+            [*unprivileged(65534), "flock", services.volume("local"), "sh", "-c", "echo; read _"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert held.stdin is not None and held.stdout is not None
+        try:
+            held.stdout.readline()
+            self.limit(8 * MEBI)
+        finally:
+            held.stdin.close()
+            held.stdout.close()
+            held.wait(timeout=60)
+        locks = list(services.agent().registry.glob("*.lock"))
+        self.assertEqual(len(locks), 2, locks)
+        for lock in locks:
+            status = lock.stat()
+            self.assertEqual((status.st_uid, status.st_mode & 0o777), (0, 0o600))
 
     def test_capabilities(self) -> None:
         """The volume says that it can."""
