@@ -442,13 +442,20 @@ class CreationTests(XFSTestCase):
         self.assertNotEqual(self.trash(), [])
         undo = self.volume._undo
 
-        def fail(creation: Any) -> None:
+        def fail(creation: Any) -> bool:
             raise PermissionError(13, "Permission denied")
 
         self.volume._undo = fail  # type: ignore[method-assign]
         result_of(self.volume.empty_trash())
         self.assertEqual(self.trash(), [])
         self.assertEqual(len(self.creating()), 1)
+        # What is no note of ours does not, either.
+        path = os.path.join(self.path, CREATING, "..-..-x")
+        with open(path, "wb"):
+            pass
+        result_of(self.volume.empty_trash())
+        self.assertEqual(len(self.creating()), 2)
+        os.unlink(path)
         self.volume._undo = undo  # type: ignore[method-assign]
         result_of(self.volume.empty_trash())
         self.assertEqual(self.creating(), [])

@@ -486,7 +486,7 @@ class XFSVolume(VFSVolume):
                     if not self._undo(creation):
                         used.append((creation, root.descend("/".join(creation.names))))
                         continue
-                except OSError as error:
+                except (StorageProxyError, OSError) as error:
                     lines.append(f"what is left of {creation} cannot be taken away: {error}")
                 creation.note.close()
         return lines, used
