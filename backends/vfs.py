@@ -164,11 +164,10 @@ class VFSVolume:
         needed = await self.threads.run_long(
             lambda progress: self._needed(vfid, progress), f"measuring {vfid}"
         )
-        capacity, used = await target.fs_usage()
-        if needed > capacity - used and not await self.threads.run(self._can_share, vfid, target):
+        free = await target.free_space()
+        if needed > free and not await self.threads.run(self._can_share, vfid, target):
             raise DiskFull(
-                f"volume {target.name}: the clone needs {needed} bytes,"
-                f" and {capacity - used} are free"
+                f"volume {target.name}: the clone needs {needed} bytes, and {free} are free"
             )
         if IQuota.providedBy(target):
             await _check_room(target, target_vfid, needed)
@@ -202,9 +201,18 @@ class VFSVolume:
             status.f_frsize * (status.f_blocks - status.f_bavail),
         )
 
+    async def free_space(self) -> int:
+        """See :meth:`storageproxy.interfaces.IVolume.free_space`."""
+        status = await self.threads.run(self._status)
+        return status.f_frsize * status.f_bavail
+
     async def hardware_info(self) -> dict[str, Any]:
         """See :meth:`storageproxy.interfaces.IVolume.hardware_info`."""
         return {"status": "healthy", "status_info": None, "metadata": {}}
+
+    async def stop(self) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.stop`."""
+        self.threads.stop()
 
     # ---- in threads
 

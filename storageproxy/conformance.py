@@ -17,7 +17,7 @@ from zope.interface.verify import verifyObject
 
 from storageproxy import cloning, trees
 from storageproxy.beneath import Directory
-from storageproxy.errors import VFolderExists, VFolderNotFound
+from storageproxy.errors import VFolderExists, VFolderNotFound, VolumeUnavailable
 from storageproxy.interfaces import (
     IPerformanceMetric,
     IQuota,
@@ -338,6 +338,18 @@ class VolumeConformance(TestCase):
         self.assertIsInstance(used, int)
         self.assertGreater(capacity, 0)
         self.assertTrue(0 <= used <= capacity, (used, capacity))
+
+    async def test_free_space(self) -> None:
+        """What can still be written is told, as the mount has it."""
+        free = await self.volume.free_space()
+        self.assertIsInstance(free, int)
+        self.assertGreater(free, 0)
+
+    async def test_stop(self) -> None:
+        """A volume that is stopped takes no more calls."""
+        await self.volume.stop()
+        with self.assertRaises(VolumeUnavailable):
+            await self.volume.create_folder(bare_id(1), None, None)
 
     async def test_hardware_info(self) -> None:
         """The state of the storage system has the form that managers read."""

@@ -213,6 +213,11 @@ class IVolume(Interface):
         :return: capacity and used bytes, as a pair.
         """
 
+    def free_space() -> Coroutine[Any, Any, int]:
+        """
+        :return: the bytes that the mount itself says can still be written.
+        """
+
     def hardware_info() -> Coroutine[Any, Any, dict[str, Any]]:
         """
         The state of the storage system.
@@ -220,6 +225,9 @@ class IVolume(Interface):
         :return: a table with ``status`` (healthy, degraded, offline, unavailable), ``status_info``
             (text or None) and ``metadata`` (a table).
         """
+
+    def stop() -> Coroutine[Any, Any, None]:
+        """Let go of all that the volume has, at the end of the daemon. It takes no more calls."""
 
 
 class IQuota(Interface):
@@ -230,16 +238,14 @@ class IQuota(Interface):
     then, and cannot grow.
     """
 
-    def get_quota(vfid: VFolderID | None) -> Coroutine[Any, Any, int]:
+    def get_quota(vfid: VFolderID) -> Coroutine[Any, Any, int]:
         """
-        :param vfid: a vfolder, or None for the volume.
         :return: the limit that holds.
         :raises storageproxy.errors.UnsupportedOperation: when it can have none.
         """
 
-    def set_quota(vfid: VFolderID | None, size: int) -> Coroutine[Any, Any, None]:
+    def set_quota(vfid: VFolderID, size: int) -> Coroutine[Any, Any, None]:
         """
-        :param vfid: a vfolder, or None for the volume.
         :param size: the limit; it is rounded up to what the storage system can count.
         :raises storageproxy.errors.UnsupportedOperation: when it can have none.
         :raises storageproxy.errors.InvalidParameters: when there are no such limits.
@@ -250,6 +256,24 @@ class IQuota(Interface):
         :param vfid: a vfolder, also one that is yet to be made.
         :return: the bytes that may still be put into it, None where there is no limit. How much the
             disk has is another question.
+        """
+
+
+class IVolumeQuota(Interface):
+    """
+    A volume that can be limited as a whole. Managers are not told by a capability: ``quota`` would
+    have them limit vfolders.
+    """
+
+    def get_volume_quota() -> Coroutine[Any, Any, int]:
+        """
+        :return: the limit that holds, in bytes; 0 stands for none.
+        """
+
+    def set_volume_quota(size: int) -> Coroutine[Any, Any, None]:
+        """
+        :param size: the limit in bytes, 0 for none.
+        :raises storageproxy.errors.InvalidParameters: when there are no such limits.
         """
 
 

@@ -141,8 +141,8 @@ class StorageProxy(MultiService):
         for site in self._sites:
             for channel in list(site.connections):
                 channel.forceAbortClient()
-        for volume in self.volumes:
-            volume.threads.stop()
+        stopped = [Deferred.fromCoroutine(volume.stop()) for volume in self.volumes]
+        await _within(self._reactor, GRACE, gatherResults(stopped, consumeErrors=True))
 
     def stopService(self) -> Deferred[None]:
         """

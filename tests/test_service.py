@@ -213,6 +213,18 @@ class DrainTests(ServiceCase):
         self.successResultOf(self.stop())
         self.assertTrue(self.threads.stopped)
 
+    def test_volume_that_does_not_end(self) -> None:
+        """A volume that goes on with its leave-taking is left alone after a while."""
+        [volume, *_] = self.daemon.volumes
+
+        async def stop() -> None:
+            await Deferred()
+
+        self.patch(volume, "stop", stop)
+        stopping = self.stop()
+        self.reactor.advance(GRACE)
+        self.successResultOf(stopping)
+
     def test_no_timers_are_left(self) -> None:
         """Nothing of the daemon is left in the reactor."""
         self.upload(10, b"abcd")
