@@ -53,7 +53,7 @@ _MAX_MESSAGE = 500
 _UNAUTHORIZED = (401, 403)
 
 #: The header with the token of a session.
-_SESSION = "x-auth-token"
+_SESSION = b"x-auth-token"
 
 
 class ArrayError(BackendFailure):
@@ -141,9 +141,9 @@ class _Answer:
 
     def pause(self) -> float | None:
         """Seconds after which the array wants to be asked again, None when it does not say."""
-        for name in ("Retry-After", "RateLimit-Reset"):
+        for name in (b"Retry-After", b"RateLimit-Reset"):
             for value in self.headers.getRawHeaders(name) or ():
-                if re.fullmatch(r"[0-9]{1,9}", value):
+                if re.fullmatch(rb"[0-9]{1,9}", value):
                     return max(SHORTEST_PAUSE, float(value))
         return None
 
@@ -178,7 +178,9 @@ class _Body(Protocol):
             self.done.errback(reason)
 
     def _abort(self) -> None:
-        self.transport.abortConnection()  # type: ignore[union-attr]
+        # Of what Twisted lets a body do to its connection, only this does not wait for the array:
+        # loseConnection() goes on until that has agreed, by TLS.
+        self.transport.stopProducing()  # type: ignore[union-attr]
 
 
 class RESTClient:
@@ -303,16 +305,16 @@ class RESTClient:
     async def _log_in(self, end: float) -> Session:
         version = self._version or await self._negotiate(end)
         request = _Request("POST", "/api/login")
-        answer = await self._patiently(request, {"api-token": self._api_token}, end)
+        answer = await self._patiently(request, {b"api-token": self._api_token}, end)
         if answer.status in _UNAUTHORIZED:
             raise self._refusal(
                 answer, "does not accept the API token: give purity_api_token a valid one"
             )
         self._check(str(request), answer)
-        [token, *_] = answer.headers.getRawHeaders(_SESSION) or [""]
+        [token, *_] = answer.headers.getRawHeaders(_SESSION) or [b""]
         if not token:
             raise self._failure("gives no session: purity_endpoint may be something else's")
-        return Session(version, token)
+        return Session(version, token.decode("latin-1"))
 
     async def _negotiate(self, end: float) -> str:
         request = _Request("GET", "/api/api_version")
@@ -351,7 +353,7 @@ class RESTClient:
     ) -> tuple[Session, _Answer]:
         def ask(session: Session) -> Coroutine[Any, Any, _Answer]:
             request = _Request(method, f"/api/{session.version}/{path}", params, body)
-            headers = {_SESSION: session.token, "Content-Type": "application/json"}
+            headers = {_SESSION: session.token, b"Content-Type": "application/json"}
             return self._patiently(request, headers, end)
 
         session = await self._opened()
@@ -364,7 +366,7 @@ class RESTClient:
         return session, answer
 
     async def _patiently(
-        self, request: _Request, headers: Mapping[str, str], end: float
+        self, request: _Request, headers: Mapping[bytes, str], end: float
     ) -> _Answer:
         """
         Ask until the array is not busy.
@@ -385,13 +387,13 @@ class RESTClient:
                 )
             await deferLater(self._reactor, pause)
 
-    async def _send(self, request: _Request, headers: Mapping[str, str]) -> _Answer:
+    async def _send(self, request: _Request, headers: Mapping[bytes, str]) -> _Answer:
         async with self._turns:
             try:
                 response = await self._http.request(
                     request.method,
                     self.endpoint + request.path,
-                    headers=Headers({name: [value] for name, value in headers.items()}),
+                    headers=Headers({name: [value.encode()] for name, value in headers.items()}),
                     params=dict(request.params),
                     data=request.data(),
                     # The token is for this array alone.
