@@ -62,7 +62,7 @@ class Answer:
         """Send half of the body, and end the connection."""
         self._begin(request)
         request.write(self.body[: len(self.body) // 2])
-        request.channel.transport.loseConnection()
+        request.channel.loseConnection()
 
     def _begin(self, request: IRequest) -> None:
         request.setResponseCode(self.status)
