@@ -112,7 +112,8 @@ _SINCE: dict[str, dict[str, str]] = {
     },
     "quotas/users": {"1.6": f"{_QUOTA} user", "2.0": f"{_QUOTA} user", "2.17": "context"},
     "quotas/groups": {"1.6": f"{_QUOTA} group", "2.0": f"{_QUOTA} group", "2.17": "context"},
-    # Within file systems and arrays.
+    # Within these.
+    "file_system": {"1.5": "name resource_type", "2.0": "id name resource_type"},
     "space": {
         "1.0": "data_reduction snapshots total_physical unique virtual",
         "2.0": "data_reduction snapshots total_physical unique virtual",
@@ -135,7 +136,7 @@ _SINCE: dict[str, dict[str, str]] = {
     },
 }
 
-_NESTED = ("space", "nfs", "smb")
+_NESTED = ("file_system", "space", "nfs", "smb")
 
 
 def parse(version: str) -> Version:

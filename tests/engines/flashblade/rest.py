@@ -245,8 +245,11 @@ class Owners:
         file_system = quota.file_system
         return {
             "name": quota.name,
-            "file_system": {"name": file_system.name, "resource_type": "file-systems"}
-            | {"id": file_system.id},
+            "file_system": {
+                "name": file_system.name,
+                "id": file_system.id,
+                "resource_type": "file-systems",
+            },
             "file_system_default_quota": getattr(file_system, f"default_{self.one}_quota"),
             "quota": quota.limit,
             "usage": quota.usage,
@@ -317,8 +320,7 @@ class Owners:
         return found
 
     def _limit(self, call: Call) -> int:
-        """1.x has it in the query, 2.x in the body."""
-        limit = call.query.number("quota") if call.is_first else call.body.get("quota")
+        limit = call.body.get("quota")
         if not isinstance(limit, int) or isinstance(limit, bool) or limit <= 0:
             raise Refused(400, "Invalid quota.")
         return limit
