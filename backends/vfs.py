@@ -133,9 +133,9 @@ class VFSVolume:
 
         return self.threads.run(call)
 
-    def scan(self, directory: Directory) -> files.Scan:
+    def scan(self, directory: Directory, limit: int) -> files.Scan:
         """See :meth:`storageproxy.interfaces.IVolume.scan`."""
-        return files.scan(directory)
+        return files.scan(directory, limit)
 
     async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.create_folder`."""

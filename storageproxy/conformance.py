@@ -128,7 +128,7 @@ class VolumeConformance(TestCase):
                 pass
 
         def scan(folder: Directory) -> dict[str, tuple[int, int, int]]:
-            found = self.volume.scan(folder)
+            found = self.volume.scan(folder, 0)
             return {
                 name: (status.st_mode, status.st_size, status.st_mtime_ns // 10**9)
                 for name, status in found

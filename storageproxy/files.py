@@ -68,8 +68,11 @@ class Status(Protocol):
 Scan = Generator[tuple[str, Status], None, None]
 
 
-def scan(directory: Directory) -> Scan:
-    """The entries of a directory, by the calls of the kernel."""
+def scan(directory: Directory, limit: int = 0) -> Scan:
+    """
+    The entries of a directory, by the calls of the kernel: see
+    :meth:`storageproxy.interfaces.IVolume.scan`.
+    """
     with os.scandir(directory.descriptor) as found:
         for entry in found:
             try:
@@ -82,7 +85,7 @@ def scan(directory: Directory) -> Scan:
 
 def listing(
     open_folder: Callable[[], Directory],
-    scan: Callable[[Directory], Scan],
+    scan: Callable[[Directory, int], Scan],
     host_path: str,
     path: str,
     limit: int,
@@ -98,7 +101,7 @@ def listing(
     """
     with open_folder() as folder:
         directory = folder.descend(path)
-    with directory, closing(scan(directory)) as found:
+    with directory, closing(scan(directory, limit)) as found:
         texts = _texts(found, directory, host_path, path, limit)
         while batch := list(islice(texts, PIECE)):
             yield "".join(batch).encode("ascii")

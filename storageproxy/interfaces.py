@@ -163,11 +163,12 @@ class IVolume(Interface):
         :return: a Deferred with what it returns or raises.
         """
 
-    def scan(directory: Directory) -> Scan:
+    def scan(directory: Directory, limit: int) -> Scan:
         """
         The entries of one directory, by whatever tells them fastest. In threads only.
 
         :param directory: an open one of this volume.
+        :param limit: how many will be taken at most, 0 for all; there may be more all the same.
         :return: a generator of names and what :func:`os.lstat` says of them, in any order. To close
             it ends what it has begun.
         """

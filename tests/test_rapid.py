@@ -98,7 +98,7 @@ class VolumeCase(RapidCase):
 
     async def names(self) -> set[str]:
         def scan(folder: Any) -> set[str]:
-            return {name for name, _ in self.volume.scan(folder)}
+            return {name for name, _ in self.volume.scan(folder, 0)}
 
         found: set[str] = await self.volume.within(bare_id(1), scan)
         return found
@@ -201,6 +201,17 @@ class OperationTests(VolumeCase):
         self.forbid(files, "scan")
         self.assertEqual(await self.names(), names)
 
+    async def test_few(self) -> None:
+        """A listing that is cut before long is made without the command."""
+        names = self.fill()
+        self.behave(garbage="it is not called\n")
+
+        def scan(folder: Any) -> set[str]:
+            return {name for name, _ in self.volume.scan(folder, 1000)}
+
+        self.assertEqual(await self.volume.within(bare_id(1), scan), names)
+        self.assertEqual(self.warnings(), [])
+
     async def test_count(self) -> None:
         """A folder is counted by the command."""
         self.fill()
@@ -287,7 +298,7 @@ class OperationTests(VolumeCase):
         taken: list[str] = []
 
         def scan(folder: Any) -> None:
-            for name, _ in self.volume.scan(folder):
+            for name, _ in self.volume.scan(folder, 0):
                 taken.append(name)
 
         with self.assertRaises(BackendFailure) as caught:
@@ -300,7 +311,7 @@ class OperationTests(VolumeCase):
         self.behave(synthetic=10**9)
 
         def scan(folder: Any) -> None:
-            found = self.volume.scan(folder)
+            found = self.volume.scan(folder, 0)
             next(found)
             found.close()
 

@@ -28,6 +28,10 @@ from storageproxy.interfaces import IFastScan, IThreads
 from storageproxy.process import CommandFailed
 from storageproxy.threads import Progress
 
+#: Entries of a listing that is made without a command: by the time it has begun they are there, and
+#: it would go on to list all the others.
+FEW = 10_000
+
 #: Entries of a listing that are there before the first is told: up to then it can begin anew.
 HEAD = 1024
 
@@ -119,11 +123,11 @@ class RapidFileVolume(VFSVolume):
 
     # ---- in threads
 
-    def scan(self, directory: Directory) -> files.Scan:
+    def scan(self, directory: Directory, limit: int) -> files.Scan:
         """See :meth:`storageproxy.interfaces.IVolume.scan`."""
         permissions = self._findings.permissions
-        if self._toolkit is None or permissions is None:
-            return super().scan(directory)
+        if self._toolkit is None or permissions is None or 0 < limit <= FEW:
+            return super().scan(directory, limit)
         return self._listed(directory, self._toolkit.scan(directory, permissions))
 
     def _listed(self, directory: Directory, found: rapidfile.Records) -> files.Scan:
@@ -132,7 +136,7 @@ class RapidFileVolume(VFSVolume):
                 head = list(islice(found, HEAD))
             except CommandFailed as error:
                 self._do_without(error)
-                yield from super().scan(directory)
+                yield from super().scan(directory, 0)
                 return
             yield from head
             try:

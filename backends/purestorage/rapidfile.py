@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
 
-from storageproxy import process
+from storageproxy import launch, process
 from storageproxy.beneath import Directory
 from storageproxy.process import CommandFailed, Confinement, Outcome
 from storageproxy.trees import Step, Usage, unwatched
@@ -110,7 +110,8 @@ class Toolkit:
         """
         new = not self.versions[LIST].startswith("1.")
         argv = (LIST, "--jsonlines" if new else "--json", ".")
-        with closing(self._stream(argv, directory, None)) as output:
+        confinement = Confinement(self.software) if launch.confinable() else None
+        with closing(self._stream(argv, directory, confinement)) as output:
             for records in split(output, b"\n"):
                 for record in records:
                     yield parse_entry(record, permissions)
