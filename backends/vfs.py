@@ -17,7 +17,7 @@ from attrs import define
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from storageproxy import cloning, removal, trees
+from storageproxy import cloning, files, removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
 from storageproxy.durability import Durability
@@ -133,6 +133,10 @@ class VFSVolume:
 
         return self.threads.run(call)
 
+    def scan(self, directory: Directory, limit: int) -> files.Scan:
+        """See :meth:`storageproxy.interfaces.IVolume.scan`."""
+        return files.scan(directory, limit)
+
     async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.create_folder`."""
         if not await self.threads.run(self._make, vfid.layout, mode):
@@ -185,7 +189,7 @@ class VFSVolume:
 
     async def usage(self, vfid: VFolderID) -> trees.Usage:
         """See :meth:`storageproxy.interfaces.IVolume.usage`."""
-        return await self.within(vfid, trees.usage, trees.unwatched, USAGE_LIMIT)
+        return await self.within(vfid, lambda folder: self._measure(folder, limit=USAGE_LIMIT))
 
     async def used_bytes(self, vfid: VFolderID) -> int:
         """See :meth:`storageproxy.interfaces.IVolume.used_bytes`."""
@@ -298,7 +302,12 @@ class VFSVolume:
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:
-            return trees.usage(folder, progress.step).used_bytes
+            return self._measure(folder, progress.step).used_bytes
+
+    def _measure(
+        self, folder: Directory, step: trees.Step = trees.unwatched, limit: float | None = None
+    ) -> trees.Usage:
+        return trees.usage(folder, step, limit)
 
     def _needed(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:

@@ -19,6 +19,7 @@ from storageproxy import cloning, trees
 from storageproxy.beneath import Directory
 from storageproxy.errors import VFolderExists, VFolderNotFound, VolumeUnavailable
 from storageproxy.interfaces import (
+    IFastScan,
     IPerformanceMetric,
     IQuota,
     IThreads,
@@ -110,9 +111,35 @@ class VolumeConformance(TestCase):
         self.assertIn("vfolder", found)
         self.assertEqual("quota" in found, IQuota.providedBy(self.volume))
         self.assertEqual("metric" in found, IPerformanceMetric.providedBy(self.volume))
+        self.assertEqual("fast-scan" in found, IFastScan.providedBy(self.volume))
         for ability, name in ((IQuota, "quota"), (IPerformanceMetric, "metric")):
             if name in found:
                 verifyObject(ability, self.volume)
+
+    # ---- listing
+
+    async def test_scan(self) -> None:
+        """A directory is listed as the kernel tells it, whatever the names in it."""
+        await self.volume.create_folder(bare_id(1), None, None)
+        await self.volume.check()
+        self.fill(bare_id(1))
+        for name in (b"line\nbreak", b"\xff\xfe"):
+            with open(os.path.join(os.fsencode(self.place(bare_id(1))), name), "wb"):
+                pass
+
+        def scan(folder: Directory) -> dict[str, tuple[int, int, int]]:
+            found = self.volume.scan(folder, 0)
+            return {
+                name: (status.st_mode, status.st_size, status.st_mtime_ns // 10**9)
+                for name, status in found
+            }
+
+        expected = {
+            entry.name: (status.st_mode, status.st_size, status.st_mtime_ns // 10**9)
+            for entry in os.scandir(self.place(bare_id(1)))
+            for status in [entry.stat(follow_symlinks=False)]
+        }
+        self.assertEqual(await self.volume.within(bare_id(1), scan), expected)
 
     # ---- create
 

@@ -19,6 +19,7 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from storageproxy.beneath import Directory
     from storageproxy.config import VolumeSettings
+    from storageproxy.files import Scan
     from storageproxy.threads import Progress
     from storageproxy.trees import Usage
     from storageproxy.vfolder import QuotaScopeID, VFolderID
@@ -160,6 +161,16 @@ class IVolume(Interface):
         Call ``operation(folder, *args)`` in a thread, with the open vfolder, as :meth:`changing`.
 
         :return: a Deferred with what it returns or raises.
+        """
+
+    def scan(directory: Directory, limit: int) -> Scan:
+        """
+        The entries of one directory, by whatever tells them fastest. In threads only.
+
+        :param directory: an open one of this volume.
+        :param limit: how many will be taken at most, 0 for all; there may be more all the same.
+        :return: a generator of names and what :func:`os.lstat` says of them, in any order. To close
+            it ends what it has begun.
         """
 
     def create_folder(
@@ -333,7 +344,21 @@ class IPerformanceMetric(Interface):
         """
 
 
-_CAPABILITIES = {IVolume: "vfolder", IQuota: "quota", IPerformanceMetric: "metric"}
+class IFastScan(Interface):
+    """
+    A volume that counts files by something faster than to ask for each of them.
+
+    Which is known of some volumes only after a look at them: they provide it from then on
+    (:func:`zope.interface.alsoProvides`).
+    """
+
+
+_CAPABILITIES = {
+    IVolume: "vfolder",
+    IQuota: "quota",
+    IPerformanceMetric: "metric",
+    IFastScan: "fast-scan",
+}
 
 
 def capabilities(volume: object) -> list[str]:

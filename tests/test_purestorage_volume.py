@@ -42,7 +42,8 @@ class ConformanceTests(VolumeConformance, TestCase):
         rest = RESTClient(reactor, treq, "test", "https://array", API_TOKEN, None, 15.0)
         threads = VolumeThreads(reactor, "test", size=8)
         self.addCleanup(threads.stop)
-        return PureStorageVolume("test", path, "", threads, Array(rest, "test", "FB-NFS1"))
+        array = Array(rest, "test", "FB-NFS1")
+        return PureStorageVolume("test", path, "", threads, reactor, array)
 
 
 @implementer(IArray)
@@ -100,13 +101,20 @@ class VolumeTests(SynchronousTestCase):
         self.array = MemoryArray()
         verifyObject(IArray, self.array)
         self.threads = SynchronousThreads()
-        self.volume = PureStorageVolume("fb", self.path, "", self.threads, self.array)
+        self.volume = PureStorageVolume(
+            "fb", self.path, "", self.threads, reactor, self.array, environ={"PATH": ""}
+        )
         self.events: list[Any] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
 
     def warnings(self) -> list[str]:
-        return [event["error"] for event in self.events if event.get("log_level") is LogLevel.warn]
+        return [
+            event["error"]
+            for event in self.events
+            if event["log_namespace"] == "storageproxy.purestorage"
+            and event["log_level"] is LogLevel.warn
+        ]
 
     def test_capabilities(self) -> None:
         """It can be measured, and limited as a whole; vfolders have no quotas."""

@@ -102,6 +102,7 @@ class PureStorageBackend:
             settings.path,
             settings.fsprefix,
             options.make_threads(name, reactor),
+            reactor,
             Array(rest, name, options.purity_fs_name),
             options.durability,
         )

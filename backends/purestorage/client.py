@@ -195,8 +195,6 @@ class RESTClient:
     :param close: closes what the treq client has open.
     """
 
-    _log = Logger("storageproxy.purestorage")
-
     def __init__(
         self,
         reactor: Any,
@@ -216,6 +214,7 @@ class RESTClient:
         self._version = version
         self._deadline = deadline
         self._close = close
+        self._log = Logger("storageproxy.purestorage")
         self._turns = DeferredSemaphore(CONNECTIONS)
         self._session: Session | None = None
         self._waiting: list[Deferred[Session]] = []

@@ -1,17 +1,19 @@
 # -*- test-case-name: tests.test_purestorage_volume -*-
 """
-A volume on a FlashBlade: files by its NFS mount, the rest by its array.
+A volume on a FlashBlade: files by its NFS mount and commands for that, the rest by its array.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from backends.purestorage.interfaces import IArray
-from backends.vfs import VFSVolume
+from backends.purestorage.rapid import RapidFileVolume
 from storageproxy.durability import Durability
 from storageproxy.errors import InvalidParameters, StorageProxyError
 from storageproxy.interfaces import IPerformanceMetric, IThreads, IVolumeQuota
@@ -19,18 +21,18 @@ from storageproxy.schema import ENDLESS
 
 
 @implementer(IPerformanceMetric, IVolumeQuota)
-class PureStorageVolume(VFSVolume):
+class PureStorageVolume(RapidFileVolume):
     """
     A tree of vfolders on an NFS mount.
 
     Nothing that is done with files waits for the array's REST API.
 
+    :param reactor: where commands are run.
+    :param environ: of the daemon, with the path on which they are looked for.
     :param array: an :class:`~backends.purestorage.interfaces.IArray`.
     """
 
     backend = "purestorage"
-
-    _log = Logger("storageproxy.purestorage")
 
     def __init__(
         self,
@@ -38,11 +40,14 @@ class PureStorageVolume(VFSVolume):
         path: str,
         fsprefix: str,
         threads: IThreads,
+        reactor: Any,
         array: IArray,
         durability: Durability = Durability.PATCH,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        super().__init__(name, path, fsprefix, threads, durability)
+        super().__init__(name, path, fsprefix, threads, reactor, durability, environ)
         self._array = array
+        self._log = Logger("storageproxy.purestorage")
 
     async def check(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.check`."""

@@ -324,7 +324,11 @@ class ManagerAPI:
         volume = self._volumes.get(params.volume)
         host_path = posixpath.join(volume.path, *params.vfid.layout)
         pieces = files.listing(
-            partial(volume.open_folder, params.vfid), host_path, params.relpath, self._scandir_limit
+            partial(volume.open_folder, params.vfid),
+            volume.scan,
+            host_path,
+            params.relpath,
+            self._scandir_limit,
         )
         head = await volume.threads.submit(
             lambda: list(islice(pieces, 2)), volume.threads.deadline, lambda _: pieces.close()
