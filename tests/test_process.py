@@ -367,7 +367,10 @@ class StreamTests(TestCase):
 
     async def test_waits(self) -> None:
         """It waits when nothing is taken of what it writes."""
-        taken, pid = await self.begun("exec head -c 100000000 /dev/zero")
+        taken, pid = await self.begun(
+            "until [ -e begin ]; do :; done; exec head -c 100000000 /dev/zero"
+        )
+        (Path(self.path) / "begin").touch()
         full: Deferred[None] = Deferred()
 
         def look() -> None:
