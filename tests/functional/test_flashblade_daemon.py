@@ -5,6 +5,8 @@ a directory instead of the NFS mount.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from signal import SIGTERM
@@ -16,10 +18,14 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.engines.flashblade.array import API_TOKEN, example
+from tests.engines.flashblade.rapidfile import install
 from tests.engines.flashblade.simulator import Held, Simulator, error
 from tests.functional.daemon import Daemon
 
 TIB = 1 << 40
+
+#: Seconds after which something has not come about.
+GIVE_UP = 60.0
 
 
 class DaemonTests(TestCase):
@@ -32,12 +38,19 @@ class DaemonTests(TestCase):
         self.array = self.simulator.array
 
     async def start(
-        self, token: str = API_TOKEN, name: str = "FB-NFS1", more: str = "", processes: int = 1
+        self,
+        token: str = API_TOKEN,
+        name: str = "FB-NFS1",
+        more: str = "",
+        processes: int = 1,
+        commands: Path | None = None,
     ) -> Daemon:
+        path = os.environ["PATH"]
         daemon = Daemon(
             self.root,
             backend="purestorage",
             processes=processes,
+            environ={"PATH": f"{commands}:{path}" if commands else path},
             volume_settings=(
                 "[volume.local.options]\n"
                 f'purity_endpoint = "{self.simulator.url}"\n'
@@ -65,6 +78,13 @@ class DaemonTests(TestCase):
     ) -> Any:
         return await deferToThread(daemon.manager, method, path, {"volume": volume, **params})
 
+    async def capabilities(self, daemon: Daemon) -> list[str]:
+        volumes = await deferToThread(daemon.manager, "GET", "/volumes")
+        [volume] = [one for one in volumes["volumes"] if one["name"] == "local"]
+        self.assertEqual(volume["backend"], "purestorage")
+        found: list[str] = volume["capabilities"]
+        return found
+
     async def refusal(self, call: Coroutine[Any, Any, Any]) -> str:
         with self.assertRaises(RuntimeError) as caught:
             await call
@@ -73,11 +93,7 @@ class DaemonTests(TestCase):
     async def test_manager(self) -> None:
         """What managers ask of the volume is what the array says."""
         daemon = await self.start()
-        volumes = await deferToThread(daemon.manager, "GET", "/volumes")
-        [volume] = [one for one in volumes["volumes"] if one["name"] == "local"]
-        self.assertEqual(volume["backend"], "purestorage")
-        self.assertLessEqual({"vfolder", "metric"}, set(volume["capabilities"]))
-        self.assertNotIn("quota", volume["capabilities"])
+        self.assertEqual(await self.capabilities(daemon), ["vfolder", "metric"])
         info = await self.ask(daemon, "GET", "/volume/hwinfo")
         self.assertEqual((info["status"], info["status_info"]), ("healthy", None))
         self.assertEqual(info["metadata"]["name"], "fbsim01")
@@ -192,6 +208,21 @@ class DaemonTests(TestCase):
         self.assertEqual(len(self.array.sessions), 1)
         self.assertEqual(await deferToThread(daemon.stop), -SIGTERM)
         self.assertEqual(self.array.sessions, {})
+
+    async def test_toolkit(self) -> None:
+        """With the RapidFile Toolkit on its path the daemon counts by that, and says so."""
+        commands = self.root / "bin"
+        commands.mkdir()
+        install(commands)
+        daemon = await self.start(commands=commands)
+        vfid = await deferToThread(daemon.folder)
+        (daemon.path(vfid) / "file").write_bytes(bytes(1000))
+        deadline = time.monotonic() + GIVE_UP
+        while "fast-scan" not in await self.capabilities(daemon):
+            self.assertLess(time.monotonic(), deadline)
+        self.assertEqual(await self.capabilities(daemon), ["vfolder", "metric", "fast-scan"])
+        usage = await self.ask(daemon, "GET", "/folder/usage", vfid=vfid)
+        self.assertEqual(usage, {"file_count": 1, "used_bytes": 1000})
 
     async def test_workers(self) -> None:
         """Several processes have a session each, and leave none."""
