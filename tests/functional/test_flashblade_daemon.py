@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 from tests.engines.flashblade.array import API_TOKEN, example
 from tests.engines.flashblade.rapidfile import install
 from tests.engines.flashblade.simulator import Held, Simulator, error
-from tests.functional.daemon import Daemon
+from tests.functional.daemon import Daemon, select_pause
 
 TIB = 1 << 40
 
@@ -72,6 +72,7 @@ class DaemonTests(TestCase):
         for session in self.array.sessions:
             self.assertNotIn(session, log)
         self.assertNotIn("Traceback", log)
+        self.assertNotIn("HTTP11ClientFactory", log)
 
     async def ask(
         self, daemon: Daemon, method: str, path: str, volume: str = "local", **params: Any
@@ -220,6 +221,7 @@ class DaemonTests(TestCase):
         deadline = time.monotonic() + GIVE_UP
         while "fast-scan" not in await self.capabilities(daemon):
             self.assertLess(time.monotonic(), deadline)
+            await deferToThread(select_pause)
         self.assertEqual(await self.capabilities(daemon), ["vfolder", "metric", "fast-scan"])
         usage = await self.ask(daemon, "GET", "/folder/usage", vfid=vfid)
         self.assertEqual(usage, {"file_count": 1, "used_bytes": 1000})
