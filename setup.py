@@ -57,6 +57,13 @@ setup(
             "aiohttp >= 3.10",  # which that one stands on
             "cryptography >= 42",  # certificates for tests
         ],
+        # The vendor's clients, by which the simulator of a FlashBlade is proven. They are apart, as
+        # the second one takes 800 MB.
+        "flashblade": [
+            "purity_fb == 1.12.3",  # REST 1.x
+            "setuptools",  # has distutils, which that one imports
+            "py-pure-client == 1.96.0",  # REST 2.x
+        ],
     },
     zip_safe=False,
 )

@@ -21,6 +21,7 @@ from pypureclient.flashblade import (
     UserQuotaPost,
 )
 from pypureclient.responses import ErrorResponse, ValidResponse
+from urllib3.exceptions import HTTPError
 
 from tests.engines.flashblade import simulator
 from tests.engines.flashblade.array import API_TOKEN
@@ -372,6 +373,17 @@ class FaultTests(PureClientCase):
         _, items = await self.read(client.get_arrays)
         self.assertEqual(len(items), 1)
         self.assertEqual(len(self.simulator.requests) - before, 3)
+
+    async def test_answer_lost(self) -> None:
+        """A change is never made twice: whether it was made is not known then."""
+        client = await self.block(self.client)
+        self.simulator.plan(simulator.answer_lost)
+        change = FileSystemPatch(provisioned=7 * GIB)
+        await self.assertFailure(
+            self.block(client.patch_file_systems, names=["fs001"], file_system=change), HTTPError
+        )
+        self.assertEqual(self.simulator.count("PATCH"), 1)
+        self.assertEqual(self.array.find("fs001").provisioned, 7 * GIB)
 
     async def test_held(self) -> None:
         """The client waits for an answer."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from purity_fb import PurityFb
 from purity_fb.api_client.rest import ApiException
-from urllib3.exceptions import MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from tests.engines.flashblade import simulator
 from tests.engines.flashblade.array import API_TOKEN
@@ -327,6 +327,21 @@ class FaultTests(PurityFbCase):
         found = await self.block(client.arrays.list_arrays)
         self.assertEqual([one.name for one in found.items], ["fbsim01"])
         self.assertEqual(len(self.simulator.requests) - before, 3)
+
+    async def test_answer_lost(self) -> None:
+        """A change is never made twice: whether it was made is not known then."""
+        client = await self.block(self.client)
+        self.simulator.plan(simulator.answer_lost)
+        await self.assertFailure(
+            self.block(
+                client.file_systems.update_file_systems,
+                name="fs001",
+                attributes=client.models.FileSystem(provisioned=7 * GIB),
+            ),
+            HTTPError,
+        )
+        self.assertEqual(self.simulator.count("PATCH"), 1)
+        self.assertEqual(self.array.find("fs001").provisioned, 7 * GIB)
 
     async def test_held(self) -> None:
         """The client waits for an answer, and gives up."""

@@ -4,7 +4,7 @@ What a FlashBlade has and does, whichever version of its API it is asked by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -421,7 +421,6 @@ class Array:
 
     def space(self) -> dict[str, Any]:
         """How full the array is."""
-        total: dict[str, Any] = total_space(self.file_systems.values())
         return {
             "name": self.name,
             "id": self.id,
@@ -429,7 +428,7 @@ class Array:
             "parity": 1.0,
             "time": self.now(),
             "context": None,
-            "space": total,
+            "space": total_space(self.file_systems.values()),
         }
 
     def performance(self, protocol: str) -> Performance:
@@ -455,7 +454,7 @@ class Array:
 
     def list_hardware(self) -> Iterator[dict[str, Any]]:
         """The chassis, and the blades in it."""
-        parts = [("CH1", "ch", 1, None, "healthy")]
+        parts: list[tuple[str, str, int, int | None, str]] = [("CH1", "ch", 1, None, "healthy")]
         parts += [
             (f"CH1.FB{number}", "fb", number, number, status)
             for number, status in enumerate(self.blades, 1)
@@ -494,9 +493,10 @@ def performance_of(file_system: FileSystem, protocol: str) -> Performance:
     return total
 
 
-def total_space(file_systems: Any) -> dict[str, Any]:
+def total_space(file_systems: Iterable[FileSystem]) -> dict[str, Any]:
     """The space of some file systems together."""
-    standing, gone = [], []
+    standing: list[dict[str, Any]] = []
+    gone: list[dict[str, Any]] = []
     for file_system in file_systems:
         (gone if file_system.destroyed else standing).append(file_system.space())
 

@@ -17,9 +17,10 @@ from tests.engines.flashblade.array import Refused
 
 Item = dict[str, Any]
 
-_TERM = re.compile(
-    r"""\s*(?P<path>[A-Za-z_][\w.]*)\s*(?P<operator>!=|<=|>=|=|<|>)\s*
-    (?P<value>'[^']*'|"[^"]*"|-?[\d.]+|true|false|null)\s*""",
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<mark>[()]|(?:and|or|not)\b)
+    |(?P<path>[A-Za-z_][\w.]*)\s*(?P<operator>!=|<=|>=|=|<|>)\s*
+     (?P<value>'[^']*'|"[^"]*"|-?\d+(?:\.\d+)?|true\b|false\b|null\b))\s*""",
     re.VERBOSE,
 )
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -114,43 +115,78 @@ class Page:
 
 def matches(text: str, item: Item) -> bool:
     """
-    Whether a filter lets an item through: comparisons, joined by ``and`` and ``or``.
+    Whether a filter lets an item through: comparisons with ``and``, ``or``, ``not`` and brackets.
 
     :raises Refused: it is none, or more than is understood here.
     """
-    alternatives = re.split(r"\s+or\s+", _without_brackets(text))
-    return any(
-        all(_holds(term, item) for term in re.split(r"\s+and\s+", alternative))
-        for alternative in alternatives
-    )
+    tokens, position = [], 0
+    while position < len(text):
+        found = _TOKEN.match(text, position)
+        if found is None:
+            raise Refused(400, "Invalid filter.", text)
+        tokens.append(found)
+        position = found.end()
+    tokens.reverse()
+
+    def take(*marks: str) -> str | None:
+        if tokens and tokens[-1]["mark"] in marks:
+            return tokens.pop()["mark"]
+        return None
+
+    def alternatives() -> bool:
+        holds = conditions()
+        while take("or"):
+            holds = conditions() or holds
+        return holds
+
+    def conditions() -> bool:
+        holds = condition()
+        while take("and"):
+            holds = condition() and holds
+        return holds
+
+    def condition() -> bool:
+        if take("not"):
+            return not condition()
+        if take("("):
+            holds = alternatives()
+            if not take(")"):
+                raise Refused(400, "Invalid filter.", text)
+            return holds
+        if not tokens or tokens[-1]["mark"]:
+            raise Refused(400, "Invalid filter.", text)
+        return _holds(tokens.pop(), item)
+
+    holds = alternatives()
+    if tokens:
+        raise Refused(400, "Invalid filter.", text)
+    return holds
 
 
-def _without_brackets(text: str) -> str:
-    text = text.strip()
-    while text.startswith("(") and text.endswith(")"):
-        text = text[1:-1].strip()
-    return text
-
-
-def _holds(term: str, item: Item) -> bool:
-    found = _TERM.fullmatch(_without_brackets(term))
-    if found is None:
-        raise Refused(400, "Invalid filter.", term)
-    written = found["value"]
-    quoted = written[0] in "'\""
-    theirs: Any = written[1:-1] if quoted else json.loads(written)
-    mine = _value(item, found["path"])
-    if quoted and not isinstance(mine, str) and mine is not None:
+def _holds(comparison: re.Match[str], item: Item) -> bool:
+    mine, written = _value(item, comparison["path"]), comparison["value"]
+    theirs: Any = written[1:-1]
+    if written[0] not in "'\"":
+        theirs = json.loads(written)
+    elif not isinstance(mine, str):
         # Clients write numbers and flags as text, too.
-        theirs = json.loads(theirs.lower())
-    if found["operator"] in ("=", "!="):
-        same = (
-            fnmatchcase(mine, theirs)
-            if isinstance(mine, str) and isinstance(theirs, str)
-            else mine == theirs
-        )
-        return same == (found["operator"] == "=")
-    return mine is not None and _COMPARE[found["operator"]](mine, theirs)
+        theirs = _read_json(theirs.lower())
+    operator = comparison["operator"]
+    if operator in ("=", "!="):
+        texts = isinstance(mine, str) and isinstance(theirs, str)
+        same = fnmatchcase(mine, theirs) if texts else mine == theirs
+        return bool(same == (operator == "="))
+    try:
+        return mine is not None and _COMPARE[operator](mine, theirs)
+    except TypeError:
+        raise Refused(400, "Invalid filter.", comparison[0]) from None
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _named(items: list[Item], key: str, wanted: list[str]) -> list[Item]:

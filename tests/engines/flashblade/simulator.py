@@ -16,8 +16,7 @@ from twisted.internet.endpoints import SSL4ServerEndpoint
 from twisted.internet.interfaces import IListeningPort
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from twisted.web.iweb import IRequest
-from twisted.web.server import Site
+from twisted.web.server import Request, Site
 from werkzeug.exceptions import HTTPException
 
 from tests.engines.flashblade import rest
@@ -52,24 +51,24 @@ class Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return cls(status, json.dumps(body).encode(), JSON, named)
 
-    def send(self, request: IRequest) -> None:
+    def send(self, request: Request) -> None:
         """Send all of it."""
         self._begin(request)
         request.write(self.body)
         request.finish()
 
-    def cut(self, request: IRequest) -> None:
+    def cut(self, request: Request) -> None:
         """Send half of the body, and end the connection."""
         self._begin(request)
         request.write(self.body[: len(self.body) // 2])
         request.channel.loseConnection()
 
-    def _begin(self, request: IRequest) -> None:
+    def _begin(self, request: Request) -> None:
         request.setResponseCode(self.status)
-        request.setHeader("Content-Type", self.content_type)
-        request.setHeader("Content-Length", str(len(self.body)))
+        request.setHeader(b"Content-Type", self.content_type.encode())
+        request.setHeader(b"Content-Length", b"%d" % len(self.body))
         for name, value in self.headers.items():
-            request.setHeader(name, value)
+            request.setHeader(name.encode(), value.encode())
 
 
 @frozen
@@ -88,7 +87,7 @@ class Seen:
 
 
 #: Does what is wrong with a request. It may call for the answer that would be right.
-Fault = Callable[[IRequest, Callable[[], Answer]], None]
+Fault = Callable[[Request, Callable[[], Answer]], None]
 
 
 def instead(answer: Answer) -> Fault:
@@ -121,17 +120,17 @@ def garbage(body: bytes = b'{"items": [', content_type: str = JSON) -> Fault:
     return instead(Answer(200, body, content_type))
 
 
-def cut_off(request: IRequest, right: Callable[[], Answer]) -> None:
+def cut_off(request: Request, right: Callable[[], Answer]) -> None:
     """Half of the right answer."""
     right().cut(request)
 
 
-def dropped(request: IRequest, right: Callable[[], Answer]) -> None:
+def dropped(request: Request, right: Callable[[], Answer]) -> None:
     """The connection is reset; the array has done nothing."""
     request.channel.transport.abortConnection()
 
 
-def answer_lost(request: IRequest, right: Callable[[], Answer]) -> None:
+def answer_lost(request: Request, right: Callable[[], Answer]) -> None:
     """The array does what it is asked for, and the connection is reset before it says so."""
     right()
     request.channel.transport.abortConnection()
@@ -145,11 +144,11 @@ class Held:
     """
 
     def __init__(self) -> None:
-        self.requests: list[IRequest] = []
+        self.requests: list[Request] = []
         self._released: list[Callable[[], None]] = []
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
-    def __call__(self, request: IRequest, right: Callable[[], Answer]) -> None:
+    def __call__(self, request: Request, right: Callable[[], Answer]) -> None:
         """Let it wait."""
         self.requests.append(request)
         request.notifyFinish().addErrback(lambda _: self._gone(request))
@@ -170,7 +169,7 @@ class Held:
             send()
         self.requests.clear()
 
-    def _gone(self, request: IRequest) -> None:
+    def _gone(self, request: Request) -> None:
         if request in self.requests:
             self.requests.remove(request)
         self._tell()
@@ -198,9 +197,19 @@ class _Planned:
 
 
 class _Connections(WrappingFactory):
-    """Knows what is connected, so that it can be ended."""
+    """
+    Knows what is connected, so that it can be ended.
 
+    :ivar opened: how many have been.
+    """
+
+    opened = 0
     ended: Deferred[None] | None = None
+
+    def registerProtocol(self, p: ProtocolWrapper) -> None:
+        """One has been opened."""
+        self.opened += 1
+        super().registerProtocol(p)
 
     def unregisterProtocol(self, p: ProtocolWrapper) -> None:
         """One has been closed."""
@@ -209,7 +218,8 @@ class _Connections(WrappingFactory):
 
     def end(self) -> Deferred[None]:
         """Reset all of them."""
-        self.ended = ended = Deferred()
+        ended: Deferred[None] = Deferred()
+        self.ended = ended
         for protocol in list(self.protocols):
             protocol.transport.abortConnection()
         self._tell()
@@ -274,6 +284,11 @@ class Simulator:
         """Where the API is."""
         return f"https://{self.address}"
 
+    @property
+    def opened(self) -> int:
+        """How many connections there have been, those where TLS has failed too."""
+        return self._connections.opened
+
     def plan(self, fault: Fault, times: int | None = 1, where: str = "") -> None:
         """
         Let something go wrong with the requests to come, after what has been planned before.
@@ -298,34 +313,34 @@ class Simulator:
     # ---- routes
 
     @app.route("/api/api_version", methods=["GET"])
-    def _versions(self, request: IRequest) -> Deferred[None]:
+    def _versions(self, request: Request) -> Deferred[None]:
         return self._serve(request, lambda: Answer.of(200, {"versions": self.array.versions}))
 
     @app.route("/api/login", methods=["POST"])
-    def _login(self, request: IRequest) -> Deferred[None]:
+    def _login(self, request: Request) -> Deferred[None]:
         def log_in() -> Answer:
-            token = self.array.log_in(request.getHeader("api-token"))
+            token = self.array.log_in(_header(request, b"api-token"))
             return Answer.of(200, {"username": "pureuser"}, x_auth_token=token)
 
         return self._serve(request, log_in)
 
     @app.route("/api/logout", methods=["POST"])
-    def _logout(self, request: IRequest) -> Deferred[None]:
+    def _logout(self, request: Request) -> Deferred[None]:
         def log_out() -> Answer:
-            self.array.log_out(request.getHeader("x-auth-token"))
+            self.array.log_out(_header(request, b"x-auth-token"))
             return Answer(200)
 
         return self._serve(request, log_out)
 
     @app.route("/api/<version>/<path:resource>", methods=["GET", "POST", "PATCH", "DELETE"])
-    def _call(self, request: IRequest, version: str, resource: str) -> Deferred[None]:
+    def _call(self, request: Request, version: str, resource: str) -> Deferred[None]:
         if version == "2.latest" and any(one.startswith("2.") for one in self.array.versions):
             version = self.array.versions[-1]
 
         def call() -> Answer:
             if version not in self.array.versions:
                 raise Refused(404, "Not found.")
-            if not self.array.use(request.getHeader("x-auth-token")):
+            if not self.array.use(_header(request, b"x-auth-token")):
                 raise Refused(self.array.expired_status, "Invalid authentication credentials")
             query = Query(_query(request))
             made = rest.Call(self.array, parse(version), resource, query, _read(request))
@@ -335,13 +350,13 @@ class Simulator:
         return self._serve(request, call, version.startswith("1."))
 
     @app.handle_errors(HTTPException)
-    def _not_found(self, request: IRequest, failure: Failure) -> bytes:
-        request.setResponseCode(failure.value.code or 404)
-        request.setHeader("Content-Type", JSON)
+    def _not_found(self, request: Request, failure: Failure) -> bytes:
+        request.setResponseCode(getattr(failure.value, "code", 404))
+        request.setHeader(b"Content-Type", JSON.encode())
         return _error(Refused(404, "Not found."), False).body
 
     def _serve(
-        self, request: IRequest, answer: Callable[[], Answer], is_first: bool = False
+        self, request: Request, answer: Callable[[], Answer], is_first: bool = False
     ) -> Deferred[None]:
         """
         Answer, or do what is wrong with this request.
@@ -354,8 +369,8 @@ class Simulator:
         body = request.content.read()
         request.content.seek(0)
         self.requests.append(Seen(request.method.decode(), path, _query(request), body))
-        if identity := request.getHeader("x-request-id"):
-            request.setHeader("X-Request-ID", identity)
+        if identity := request.getHeader(b"x-request-id"):
+            request.setHeader(b"X-Request-ID", identity)
 
         def right() -> Answer:
             try:
@@ -377,11 +392,18 @@ class Simulator:
         return lambda request, right: right().send(request)
 
 
-def _query(request: IRequest) -> dict[str, str]:
-    return {name.decode(): values[-1].decode() for name, values in request.args.items()}
+def _header(request: Request, name: bytes) -> str | None:
+    value = request.getHeader(name)
+    return None if value is None else value.decode("latin-1")
 
 
-def _read(request: IRequest) -> dict[str, Any]:
+def _query(request: Request) -> dict[str, str]:
+    return {
+        name.decode(): values[-1].decode(errors="replace") for name, values in request.args.items()
+    }
+
+
+def _read(request: Request) -> dict[str, Any]:
     """The body of a request; nothing when it has none."""
     content = request.content.read()
     try:
