@@ -130,7 +130,7 @@ def main(rights: str, software: str, command: str, *arguments: str) -> None:
     Become the command.
 
     :param rights: one of those above.
-    :param software: directories that it may read and run programs of, with colons between.
+    :param software: files and directories that it may read and run, with colons between.
     :param command: its path.
     """
     os.setsid()

@@ -103,11 +103,11 @@ def run(
 @frozen
 class Confinement:
     """
-    What a command may do to files: read those in its directory and what it consists of, and nothing
+    What a command may do to files: read those in its directory, itself and software, and nothing
     else, wherever symbolic links lead it. The kernel sees to that, where it can
     (:func:`storageproxy.launch.confinable`).
 
-    :param software: directories besides the command's own that it may read and run programs of.
+    :param software: directories that it may read, and run programs of.
     :param removal: whether it may also remove what is in its directory.
     """
 
@@ -141,7 +141,7 @@ def stream(
     name = argv[0]
     wanted = environment(environ)
     command = os.path.realpath(_find_or_fail(name, wanted["PATH"]))
-    software = [os.path.dirname(command), *(confinement.software if confinement else ())]
+    software = [command, *(confinement.software if confinement else ())]
     reading, writing = os.pipe()
     child = _Streamed(reactor, name)
     reactor.callFromThread(

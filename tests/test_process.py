@@ -444,6 +444,20 @@ class StreamTests(TestCase):
         self.assertEqual(sorted(os.listdir(self.path)), ["out"])
         self.assertEqual((outside / "secret").read_text(), "secret")
 
+    async def test_confined_to_itself(self) -> None:
+        """Wherever a command lies, it may read itself, and not what lies beside it."""
+        place = Path(f"{self.path}-commands")
+        place.mkdir()
+        (place / "secret").write_text("secret")
+        for name, script in (("good", "echo well"), ("bad", "cat ${0%/*}/secret")):
+            (place / name).write_text(f"#!/bin/sh\n{script}\n")
+            (place / name).chmod(0o755)
+        confinement = Confinement(("/usr", "/bin", "/lib", "/lib64"))
+        self.assertEqual(await self.all_of(str(place / "good"), confinement=confinement), b"well\n")
+        with self.assertRaises(CommandFailed) as caught:
+            await self.all_of(str(place / "bad"), confinement=confinement)
+        self.assertIn("Permission denied", str(caught.exception))
+
 
 def _lives(pid: int) -> bool:
     try:

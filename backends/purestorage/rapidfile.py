@@ -87,7 +87,7 @@ class Toolkit:
 
     :param reactor: where commands are run.
     :param versions: of those that there are.
-    :param software: directories that commands may need to read, besides their own.
+    :param software: directories that commands may need to read.
     :param environ: of the daemon.
     :param silence: seconds that a command may do nothing.
     """

@@ -3,8 +3,8 @@ The commands of the RapidFile Toolkit, on any directory: the command lines and o
 generations 1 and 2, and every way to fail.
 
 :func:`install` puts them into a directory that is to be on the daemon's path. They are programs of
-their own, and behave as a :class:`Behaviour` says, which can be changed while they are used: it is
-in a file beside them, as commands of the daemon are given no environment.
+their own, and behave as a :class:`Behaviour` says, which can be changed while they are used. It is
+in their own text: commands of the daemon are given no environment, and may read nothing else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-#: Where their behaviour is, beside the commands.
-BEHAVIOUR = "behaviour.json"
+#: What the line begins with that says how a command is to behave, its last.
+BEHAVIOUR = "# behaviour: "
 
 COMMANDS = ("pls", "pdu", "pcp", "pcopy", "prm", "pfind")
 
@@ -75,22 +75,20 @@ def install(directory: str | Path, behaviour: Behaviour | None = None) -> None:
 
     :param directory: an existing one.
     """
-    place = Path(directory)
-    source = Path(__file__).read_text(encoding="utf-8")
-    behave(place, behaviour or Behaviour())
-    for name in COMMANDS:
-        if name == ("pcopy" if (behaviour or Behaviour()).generation == 1 else "pcp"):
-            continue
-        command = place / name
-        command.write_text(f"#!{PYTHON} -IS\n{source}", encoding="utf-8")
-        command.chmod(0o755)
+    behave(directory, behaviour or Behaviour())
 
 
 def behave(directory: str | Path, behaviour: Behaviour) -> None:
     """Have the commands behave otherwise from now on."""
-    new = Path(directory) / f"{BEHAVIOUR}.new"
-    new.write_text(json.dumps(asdict(behaviour)), encoding="utf-8")
-    new.replace(Path(directory) / BEHAVIOUR)
+    source = Path(__file__).read_text(encoding="utf-8")
+    program = f"#!{PYTHON} -IS\n{source}\n{BEHAVIOUR}{json.dumps(asdict(behaviour))}\n"
+    for name in COMMANDS:
+        if name != ("pcopy" if behaviour.generation == 1 else "pcp"):
+            new = Path(directory) / f"{name}.new"
+            new.write_text(program, encoding="utf-8")
+            new.chmod(0o755)
+            # One that is just begun is the one or the other.
+            new.replace(Path(directory) / name)
 
 
 def running(directory: str | Path) -> list[int]:
@@ -314,8 +312,8 @@ class Command:
 
 def main() -> None:
     """Be the command that this file is named after."""
-    place = Path(__file__).resolve().parent
-    behaviour = Behaviour(**json.loads((place / BEHAVIOUR).read_text(encoding="utf-8")))
+    last = Path(__file__).read_text(encoding="utf-8").splitlines()[-1]
+    behaviour = Behaviour(**json.loads(last.removeprefix(BEHAVIOUR)))
     name, *arguments = (os.path.basename(sys.argv[0]), *sys.argv[1:])
     Command(name, arguments, behaviour).main()
 
