@@ -175,20 +175,12 @@ class SessionTests(FlashBladeCase):
 
     async def test_connections(self) -> None:
         """Requests of one volume go over a few connections, which stay open."""
-        opened = []
-        build = self.simulator._connections.buildProtocol
-
-        def count(address: Any) -> Any:
-            opened.append(address)
-            return build(address)
-
-        self.patch(self.simulator._connections, "buildProtocol", count)
         volume = self.volume_of()
         for _ in range(20):
             await volume.fs_usage()
-        self.assertEqual(len(opened), 1)
+        self.assertEqual(self.simulator.opened, 1)
         await gatherResults([Deferred.fromCoroutine(volume.fs_usage()) for _ in range(50)])
-        self.assertLessEqual(len(opened), 4)
+        self.assertLessEqual(self.simulator.opened, 4)
 
 
 class FaultTests(FlashBladeCase):
