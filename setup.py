@@ -25,6 +25,7 @@ setup(
         "storageproxy.api",
         "storageproxy.transfer",
         "backends",
+        "backends.purestorage",
         "backends.xfs",
         "twisted.plugins",
     ],
@@ -37,6 +38,7 @@ setup(
         "attrs >= 23.1",  # data classes
         "cattrs >= 24.1",  # configuration, JSON bodies and token claims to attrs classes
         "PyJWT >= 2.8",  # tokens
+        "treq >= 24.9",  # requests to the REST APIs of storage systems
         "pyOpenSSL >= 24",  # certificates of the two ports
         "service-identity >= 23",  # checks the certificates of storage systems
         "incremental >= 24.7",  # the version
@@ -50,11 +52,17 @@ setup(
             "mypy-zope >= 1.0.11",  # types of zope interfaces
             "ruff >= 0.9",  # lint
             "towncrier >= 24.8",  # news
-            "treq >= 24.9",  # talks to the daemon in tests
             "tuspy >= 1.1",  # a tus client
             "backend.ai-aiotusclient == 0.1.4",  # the uploader of the Backend.AI SDK
             "aiohttp >= 3.10",  # which that one stands on
             "cryptography >= 42",  # certificates for tests
+        ],
+        # The vendor's clients, by which the simulator of a FlashBlade is proven. They are apart, as
+        # the second one takes 800 MB.
+        "flashblade": [
+            "purity_fb == 1.12.3",  # REST 1.x
+            "setuptools",  # has distutils, which that one imports
+            "py-pure-client == 1.96.0",  # REST 2.x
         ],
     },
     zip_safe=False,

@@ -18,7 +18,7 @@ from attrs import define
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from storageproxy import cloning, removal, trees
+from storageproxy import cloning, files, removal, trees
 from storageproxy.beneath import Directory
 from storageproxy.config import VolumeSettings
 from storageproxy.durability import Durability
@@ -134,6 +134,10 @@ class VFSVolume:
 
         return self.threads.run(call)
 
+    def scan(self, directory: Directory, limit: int) -> files.Scan:
+        """See :meth:`storageproxy.interfaces.IVolume.scan`."""
+        return files.scan(directory, limit)
+
     async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.create_folder`."""
         if not await self.threads.run(self._make, vfid.layout, mode):
@@ -165,11 +169,10 @@ class VFSVolume:
         needed = await self.threads.run_long(
             lambda progress: self._needed(vfid, progress), f"measuring {vfid}"
         )
-        capacity, used = await target.fs_usage()
-        if needed > capacity - used and not await self.threads.run(self._can_share, vfid, target):
+        free = await target.free_space()
+        if needed > free and not await self.threads.run(self._can_share, vfid, target):
             raise DiskFull(
-                f"volume {target.name}: the clone needs {needed} bytes,"
-                f" and {capacity - used} are free"
+                f"volume {target.name}: the clone needs {needed} bytes, and {free} are free"
             )
         if IQuota.providedBy(target):
             await _check_room(target, target_vfid, needed)
@@ -187,7 +190,7 @@ class VFSVolume:
 
     async def usage(self, vfid: VFolderID) -> trees.Usage:
         """See :meth:`storageproxy.interfaces.IVolume.usage`."""
-        return await self.within(vfid, trees.usage, trees.unwatched, USAGE_LIMIT)
+        return await self.within(vfid, lambda folder: self._measure(folder, limit=USAGE_LIMIT))
 
     async def used_bytes(self, vfid: VFolderID) -> int:
         """See :meth:`storageproxy.interfaces.IVolume.used_bytes`."""
@@ -203,9 +206,18 @@ class VFSVolume:
             status.f_frsize * (status.f_blocks - status.f_bavail),
         )
 
+    async def free_space(self) -> int:
+        """See :meth:`storageproxy.interfaces.IVolume.free_space`."""
+        status = await self.threads.run(self._status)
+        return status.f_frsize * status.f_bavail
+
     async def hardware_info(self) -> dict[str, Any]:
         """See :meth:`storageproxy.interfaces.IVolume.hardware_info`."""
         return {"status": "healthy", "status_info": None, "metadata": {}}
+
+    async def stop(self) -> None:
+        """See :meth:`storageproxy.interfaces.IVolume.stop`."""
+        self.threads.stop()
 
     # ---- in threads
 
@@ -301,7 +313,12 @@ class VFSVolume:
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:
-            return trees.usage(folder, progress.step).used_bytes
+            return self._measure(folder, progress.step).used_bytes
+
+    def _measure(
+        self, folder: Directory, step: trees.Step = trees.unwatched, limit: float | None = None
+    ) -> trees.Usage:
+        return trees.usage(folder, step, limit)
 
     def _needed(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:

@@ -155,14 +155,14 @@ class VolumeSettings:
     :param path: an existing directory, absolute and without symbolic links once it is loaded.
     :param fsprefix: reported by ``/volumes``, and used nowhere else.
     :param x_accel_redirect: the path under which a proxy in front has the volume's files.
-    :param options: what the backend makes of it.
+    :param options: what the backend makes of it; there may be secrets in it.
     """
 
     backend: Text
     path: Text
     fsprefix: RelativePath = RelativePath(".")
     x_accel_redirect: str | None = None
-    options: Mapping[str, Any] = field(factory=dict)
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
 
 
 @frozen

@@ -17,8 +17,9 @@ from zope.interface.verify import verifyObject
 
 from storageproxy import cloning, trees
 from storageproxy.beneath import Directory
-from storageproxy.errors import VFolderExists, VFolderNotFound
+from storageproxy.errors import VFolderExists, VFolderNotFound, VolumeUnavailable
 from storageproxy.interfaces import (
+    IFastScan,
     IPerformanceMetric,
     IQuota,
     IThreads,
@@ -110,9 +111,35 @@ class VolumeConformance(TestCase):
         self.assertIn("vfolder", found)
         self.assertEqual("quota" in found, IQuota.providedBy(self.volume))
         self.assertEqual("metric" in found, IPerformanceMetric.providedBy(self.volume))
+        self.assertEqual("fast-scan" in found, IFastScan.providedBy(self.volume))
         for ability, name in ((IQuota, "quota"), (IPerformanceMetric, "metric")):
             if name in found:
                 verifyObject(ability, self.volume)
+
+    # ---- listing
+
+    async def test_scan(self) -> None:
+        """A directory is listed as the kernel tells it, whatever the names in it."""
+        await self.volume.create_folder(bare_id(1), None, None)
+        await self.volume.check()
+        self.fill(bare_id(1))
+        for name in (b"line\nbreak", b"\xff\xfe"):
+            with open(os.path.join(os.fsencode(self.place(bare_id(1))), name), "wb"):
+                pass
+
+        def scan(folder: Directory) -> dict[str, tuple[int, int, int]]:
+            found = self.volume.scan(folder, 0)
+            return {
+                name: (status.st_mode, status.st_size, status.st_mtime_ns // 10**9)
+                for name, status in found
+            }
+
+        expected = {
+            entry.name: (status.st_mode, status.st_size, status.st_mtime_ns // 10**9)
+            for entry in os.scandir(self.place(bare_id(1)))
+            for status in [entry.stat(follow_symlinks=False)]
+        }
+        self.assertEqual(await self.volume.within(bare_id(1), scan), expected)
 
     # ---- create
 
@@ -338,6 +365,18 @@ class VolumeConformance(TestCase):
         self.assertIsInstance(used, int)
         self.assertGreater(capacity, 0)
         self.assertTrue(0 <= used <= capacity, (used, capacity))
+
+    async def test_free_space(self) -> None:
+        """What can still be written is told, as the mount has it."""
+        free = await self.volume.free_space()
+        self.assertIsInstance(free, int)
+        self.assertGreater(free, 0)
+
+    async def test_stop(self) -> None:
+        """A volume that is stopped takes no more calls."""
+        await self.volume.stop()
+        with self.assertRaises(VolumeUnavailable):
+            await self.volume.create_folder(bare_id(1), None, None)
 
     async def test_hardware_info(self) -> None:
         """The state of the storage system has the form that managers read."""

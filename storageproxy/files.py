@@ -14,9 +14,11 @@ import posixpath
 import stat
 from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
+from typing import Protocol
 from uuid import uuid4
 
 from storageproxy.beneath import Directory
@@ -42,50 +44,96 @@ _quote = json.JSONEncoder().encode
 _NOTHING = _quote("")
 
 
+class Status(Protocol):
+    """What a listing tells of an entry: what lstat(2) says of it, as :class:`os.stat_result`."""
+
+    @property
+    def st_mode(self) -> int:
+        """Its type and permissions."""
+
+    @property
+    def st_size(self) -> int:
+        """Bytes."""
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """When its content has changed, in nanoseconds since the epoch."""
+
+    @property
+    def st_ctime_ns(self) -> int:
+        """When anything of it has changed."""
+
+
+#: Yields the entries of a directory: their names, and what they are.
+Scan = Generator[tuple[str, Status], None, None]
+
+
+def scan(directory: Directory, limit: int = 0) -> Scan:
+    """
+    The entries of a directory, by the calls of the kernel: see
+    :meth:`storageproxy.interfaces.IVolume.scan`.
+    """
+    with os.scandir(directory.descriptor) as found:
+        for entry in found:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                # It went away since its name was read.
+                continue
+            yield entry.name, status
+
+
 def listing(
-    open_folder: Callable[[], Directory], host_path: str, path: str, limit: int
+    open_folder: Callable[[], Directory],
+    scan: Callable[[Directory, int], Scan],
+    host_path: str,
+    path: str,
+    limit: int,
 ) -> Generator[bytes, None, None]:
     """
     One level of a directory as JSON, as ``/folder/file/list`` answers it, in pieces: there may be a
     million entries. As many as ``scandir-limit`` allows by default make one piece.
 
     :param open_folder: opens the vfolder.
+    :param scan: yields the entries of a directory, as :func:`scan` does.
     :param host_path: where the vfolder lies on this host, to recognise links into it.
     :param limit: entries at most, 0 for all.
     """
     with open_folder() as folder:
         directory = folder.descend(path)
-    with directory, os.scandir(directory.descriptor) as found:
+    with directory, closing(scan(directory, limit)) as found:
         texts = _texts(found, directory, host_path, path, limit)
         while batch := list(islice(texts, PIECE)):
             yield "".join(batch).encode("ascii")
 
 
 def _texts(
-    found: Iterable[os.DirEntry[str]], directory: Directory, host_path: str, path: str, limit: int
+    found: Iterable[tuple[str, Status]],
+    directory: Directory,
+    host_path: str,
+    path: str,
+    limit: int,
 ) -> Iterator[str]:
     # Put together by hand: tables of tables take their encoder longer than the disk takes.
     yield '{"items": ['
     separator = ""
     count = 0
-    for entry in found:
+    for name, status in found:
         if limit and count == limit:
             break
-        try:
-            status = entry.stat(follow_symlinks=False)
-            mode = status.st_mode
-            target = (
-                _inside(os.readlink(entry.name, dir_fd=directory.descriptor), host_path, path)
-                if stat.S_ISLNK(mode)
-                else ""
-            )
-        except OSError:
-            # It went away, or became something else, since its name was read.
-            continue
+        mode = status.st_mode
+        target = ""
+        if stat.S_ISLNK(mode):
+            try:
+                link = os.readlink(name, dir_fd=directory.descriptor)
+            except OSError:
+                # It went away, or became something else, since its name was read.
+                continue
+            target = _inside(link, host_path, path)
         created = _time(status.st_ctime_ns)
         modified = _time(status.st_mtime_ns)
         yield (
-            f'{separator}{{"name": {_quote(entry.name)}, "type": "{_kind(mode)}",'
+            f'{separator}{{"name": {_quote(name)}, "type": "{_kind(mode)}",'
             f' "stat": {{"mode": {mode}, "size": {status.st_size}, "created": "{created}",'
             f' "modified": "{modified}"}},'
             f' "symlink_target": {_quote(target) if target else _NOTHING}}}'

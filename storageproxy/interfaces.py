@@ -19,6 +19,7 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from storageproxy.beneath import Directory
     from storageproxy.config import VolumeSettings
+    from storageproxy.files import Scan
     from storageproxy.threads import Progress
     from storageproxy.trees import Usage
     from storageproxy.vfolder import QuotaScopeID, VFolderID
@@ -162,6 +163,16 @@ class IVolume(Interface):
         :return: a Deferred with what it returns or raises.
         """
 
+    def scan(directory: Directory, limit: int) -> Scan:
+        """
+        The entries of one directory, by whatever tells them fastest. In threads only.
+
+        :param directory: an open one of this volume.
+        :param limit: how many will be taken at most, 0 for all; there may be more all the same.
+        :return: a generator of names and what :func:`os.lstat` says of them, in any order. To close
+            it ends what it has begun.
+        """
+
     def create_folder(
         vfid: VFolderID, mode: int | None, quota: int | None
     ) -> Coroutine[Any, Any, None]:
@@ -213,6 +224,11 @@ class IVolume(Interface):
         :return: capacity and used bytes, as a pair.
         """
 
+    def free_space() -> Coroutine[Any, Any, int]:
+        """
+        :return: the bytes that the mount itself says can still be written.
+        """
+
     def hardware_info() -> Coroutine[Any, Any, dict[str, Any]]:
         """
         The state of the storage system.
@@ -220,6 +236,9 @@ class IVolume(Interface):
         :return: a table with ``status`` (healthy, degraded, offline, unavailable), ``status_info``
             (text or None) and ``metadata`` (a table).
         """
+
+    def stop() -> Coroutine[Any, Any, None]:
+        """Let go of all that the volume has, at the end of the daemon. It takes no more calls."""
 
 
 class IQuota(Interface):
@@ -230,16 +249,14 @@ class IQuota(Interface):
     then, and cannot grow.
     """
 
-    def get_quota(vfid: VFolderID | None) -> Coroutine[Any, Any, int]:
+    def get_quota(vfid: VFolderID) -> Coroutine[Any, Any, int]:
         """
-        :param vfid: a vfolder, or None for the volume.
         :return: the limit that holds.
         :raises storageproxy.errors.UnsupportedOperation: when it can have none.
         """
 
-    def set_quota(vfid: VFolderID | None, size: int) -> Coroutine[Any, Any, None]:
+    def set_quota(vfid: VFolderID, size: int) -> Coroutine[Any, Any, None]:
         """
-        :param vfid: a vfolder, or None for the volume.
         :param size: the limit; it is rounded up to what the storage system can count.
         :raises storageproxy.errors.UnsupportedOperation: when it can have none.
         :raises storageproxy.errors.InvalidParameters: when there are no such limits.
@@ -250,6 +267,24 @@ class IQuota(Interface):
         :param vfid: a vfolder, also one that is yet to be made.
         :return: the bytes that may still be put into it, None where there is no limit. How much the
             disk has is another question.
+        """
+
+
+class IVolumeQuota(Interface):
+    """
+    A volume that can be limited as a whole. Managers are not told by a capability: ``quota`` would
+    have them limit vfolders.
+    """
+
+    def get_volume_quota() -> Coroutine[Any, Any, int]:
+        """
+        :return: the limit that holds, in bytes; 0 stands for none.
+        """
+
+    def set_volume_quota(size: int) -> Coroutine[Any, Any, None]:
+        """
+        :param size: the limit in bytes, 0 for none.
+        :raises storageproxy.errors.InvalidParameters: when there are no such limits.
         """
 
 
@@ -318,7 +353,21 @@ class IPerformanceMetric(Interface):
         """
 
 
-_CAPABILITIES = {IVolume: "vfolder", IQuota: "quota", IPerformanceMetric: "metric"}
+class IFastScan(Interface):
+    """
+    A volume that counts files by something faster than to ask for each of them.
+
+    Which is known of some volumes only after a look at them: they provide it from then on
+    (:func:`zope.interface.alsoProvides`).
+    """
+
+
+_CAPABILITIES = {
+    IVolume: "vfolder",
+    IQuota: "quota",
+    IPerformanceMetric: "metric",
+    IFastScan: "fast-scan",
+}
 
 
 def capabilities(volume: object) -> list[str]:

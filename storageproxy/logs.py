@@ -139,6 +139,9 @@ def observer(settings: LoggingSettings, debug: bool, observers: Sequence[JSONObs
     """
     level = LogLevel.debug if debug else _LEVELS[settings.level.upper()]
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+    if not debug:
+        # It tells of each connection that it makes to somebody.
+        predicate.setLogLevelForNamespace("twisted.web.client", max(level, LogLevel.warn))
 
     @implementer(ILogObserver)
     def all_of_them(event: LogEvent) -> None:

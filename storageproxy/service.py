@@ -99,6 +99,7 @@ class StorageProxy(MultiService):
             StreamingSite(Front(self.client.app, allow_origin), reactor),
             StreamingSite(Front(self.manager.app), reactor),
         ]
+        self._janitor = janitor
         if janitor:
             Janitor(self.volumes, reactor, proxy.session_expire, clock).setServiceParent(self)
 
@@ -113,6 +114,10 @@ class StorageProxy(MultiService):
     def startService(self) -> None:
         """Begin."""
         super().startService()
+        if not self._janitor:
+            # Who has one looks at the volumes in its rounds; what they can do is for all to know.
+            for volume in self.volumes:
+                self._background.start(f"A look at volume {volume.name}", volume.check())
         self._ports = [
             listener.listen(self._reactor, site)
             for listener, site in zip(self._listeners, self._sites, strict=True)
@@ -141,8 +146,8 @@ class StorageProxy(MultiService):
         for site in self._sites:
             for channel in list(site.connections):
                 channel.forceAbortClient()
-        for volume in self.volumes:
-            volume.threads.stop()
+        stopped = [Deferred.fromCoroutine(volume.stop()) for volume in self.volumes]
+        await _within(self._reactor, GRACE, gatherResults(stopped, consumeErrors=True))
 
     def stopService(self) -> Deferred[None]:
         """

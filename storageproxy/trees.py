@@ -160,7 +160,7 @@ def usage(
     :raises TooSlow: when that time is over.
     """
     if limit is not None:
-        step = _until(clock() + limit, clock, step)
+        step = limited(limit, step, clock)
     # What people have closed to us counts as far as it can be seen.
     forgive = VANISHED | {errno.EACCES}
     files = used_bytes = 0
@@ -176,10 +176,17 @@ def usage(
     return Usage(files, used_bytes)
 
 
-def _until(end: float, clock: Callable[[], float], step: Step) -> Step:
-    def limited(entries: int = 1, size: int = 0) -> None:
+def limited(seconds: float, step: Step, clock: Callable[[], float] = time.monotonic) -> Step:
+    """
+    A step that raises :exc:`TooSlow` when some time is over, beginning now.
+
+    :param step: is called before.
+    """
+    end = clock() + seconds
+
+    def until(entries: int = 1, size: int = 0) -> None:
         if clock() > end:
             raise TooSlow
         step(entries, size)
 
-    return limited
+    return until

@@ -16,6 +16,7 @@ from attrs import evolve
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
 import storageproxy
 from backends.vfs import VFSBackend, VFSVolume
@@ -24,7 +25,7 @@ from storageproxy.api.manager import ManagerAPI
 from storageproxy.beneath import Directory
 from storageproxy.errors import BackendFailure
 from storageproxy.files import MAX_METADATA
-from storageproxy.interfaces import IPerformanceMetric, IQuota
+from storageproxy.interfaces import IPerformanceMetric, IQuota, IVolumeQuota
 from storageproxy.threads import VolumeThreads
 from storageproxy.tokens import DownloadToken, UploadToken
 from storageproxy.transfer import producers
@@ -139,14 +140,14 @@ class VolumeRoutes(APICase):
     async def test_supported(self) -> None:
         """A volume with quotas and metrics has its capabilities, and answers for them."""
         metric = {"iops_read": 1}
-        limits: dict[VFolderID | None, int] = {}
+        limits: dict[VFolderID, int] = {}
 
         @implementer(IQuota, IPerformanceMetric)
         class Able(VFSVolume):
-            async def get_quota(self, vfid: VFolderID | None) -> int:
+            async def get_quota(self, vfid: VFolderID) -> int:
                 return limits[vfid]
 
-            async def set_quota(self, vfid: VFolderID | None, size: int) -> None:
+            async def set_quota(self, vfid: VFolderID, size: int) -> None:
                 limits[vfid] = size
 
             async def performance_metric(self) -> dict[str, Any]:
@@ -166,6 +167,38 @@ class VolumeRoutes(APICase):
         self.assertEqual(
             answer.json()["volumes"][0]["capabilities"], ["vfolder", "quota", "metric"]
         )
+        answer = await self.manager("GET", "/volume/quota", {"volume": "local"})
+        self.assert_problem(answer, 400, "unsupported-operation")
+
+    async def test_volume_quota(self) -> None:
+        """A volume that is limited as a whole has no capability of limiting vfolders."""
+        limits = [7]
+
+        @implementer(IVolumeQuota)
+        class Limited(VFSVolume):
+            async def get_volume_quota(self) -> int:
+                return limits[-1]
+
+            async def set_volume_quota(self, size: int) -> None:
+                limits.append(size)
+
+        plain = self.proxy.volume["local"]
+        volume = Limited("local", plain.path, ".", plain.threads)
+        verifyObject(IVolumeQuota, volume)
+        self.proxy.volume["local"] = volume
+        for params in ({"volume": "local"}, {"volume": "local", "vfid": None}):
+            answer = await self.manager("PATCH", "/volume/quota", {**params, "size_bytes": "1g"})
+            self.assertEqual((answer.status, answer.body), (204, b""))
+            answer = await self.manager("GET", "/volume/quota", params)
+            self.assertEqual(answer.json(), 2**30)
+        params = {"volume": "local", "vfid": self.vfid}
+        answer = await self.manager("GET", "/volume/quota", params)
+        self.assert_problem(answer, 400, "unsupported-operation")
+        answer = await self.manager("PATCH", "/volume/quota", {**params, "size_bytes": 5})
+        self.assert_problem(answer, 400, "unsupported-operation")
+        self.assertEqual(limits, [7, 2**30, 2**30])
+        answer = await self.manager("GET", "/volumes")
+        self.assertEqual(answer.json()["volumes"][0]["capabilities"], ["vfolder"])
 
     async def test_fs_usage(self) -> None:
         """The size of the file system, and what is taken of it."""

@@ -68,7 +68,7 @@ class ListTests(FilesTestCase):
         return {item["name"]: item for item in found}
 
     def pieces(self, path: str = ".", limit: int = 0) -> Generator[bytes, None, None]:
-        return files.listing(lambda: self.folder.descend("."), self.path, path, limit)
+        return files.listing(lambda: self.folder.descend("."), files.scan, self.path, path, limit)
 
     def test_types(self) -> None:
         """Files, directories and links are told apart; what is none of them is a file."""
@@ -121,7 +121,7 @@ class ListTests(FilesTestCase):
 
     def test_given_up(self) -> None:
         """A listing that is given up half-way leaves nothing open."""
-        self.patch(files, "PIECE", 1)
+        self.patch(files, "PIECE", 2)
         before = descriptors()
         pieces = self.pieces()
         next(pieces)

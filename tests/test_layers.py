@@ -131,14 +131,15 @@ class LayerTests(SynchronousTestCase):
         )
 
     def test_backends_below(self) -> None:
-        """A backend knows nothing of HTTP, nor of the service."""
+        """A backend knows nothing of the service, and serves no HTTP; it may ask by it."""
         self.assertNever(
             {name: closure(name) for name in MODULES if is_in(name, "backends")},
             "storageproxy.api",
             "storageproxy.transfer",
             "storageproxy.service",
             "storageproxy.tap",
-            "twisted.web",
+            "twisted.web.resource",
+            "twisted.web.server",
             "klein",
         )
 

@@ -219,12 +219,15 @@ class ObserverTests(SynchronousTestCase):
         self.patch(logs, "LogFile", Closing)
 
     def lines(
-        self, configuration: config.LoggingSettings, debug: bool = False
+        self,
+        configuration: config.LoggingSettings,
+        debug: bool = False,
+        namespace: str = "tests.logs",
     ) -> list[dict[str, Any]]:
         """What is on the console after an event of each level."""
         console = io.StringIO()
         made = observer(configuration, debug, drivers(configuration, console))
-        log = Logger("tests.logs", observer=made)
+        log = Logger(namespace, observer=made)
         for level in LogLevel.iterconstants():
             log.emit(level, "said")
         return [json.loads(text) for text in console.getvalue().splitlines()]
@@ -261,6 +264,16 @@ class ObserverTests(SynchronousTestCase):
     def test_debug(self) -> None:
         """Debugging tells everything, whatever the level is."""
         self.assertEqual(len(self.lines(settings("CRITICAL"), debug=True)), 5)
+
+    def test_connections(self) -> None:
+        """Connections to others are told when everything is; what goes wrong with them always."""
+        for level, debug, told in (
+            ("INFO", False, ["warn", "error", "critical"]),
+            ("ERROR", False, ["error", "critical"]),
+            ("INFO", True, ["debug", "info", "warn", "error", "critical"]),
+        ):
+            lines = self.lines(settings(level), debug, namespace="twisted.web.client._Factory")
+            self.assertEqual([record["level"] for record in lines], told)
 
     def test_file(self) -> None:
         """A file is made with its directory, and has the lines that the console has not."""

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool, readBody
 from zope.interface.verify import verifyObject
 
+from backends.vfs import VFSVolume
 from storageproxy.daemon import IServing
 from storageproxy.listeners import Listener, open_socket
 from storageproxy.service import GRACE, SETTLE, StorageProxy
@@ -90,6 +91,20 @@ class StartTests(ServiceCase):
         self.daemon = self.make(janitor=False)
         self.start()
         self.assertTrue(left.exists())
+
+    def test_looks_at_volumes(self) -> None:
+        """Each process looks at the volumes, as what they can do may be known only then."""
+        looked = []
+
+        async def check(volume: VFSVolume) -> None:
+            looked.append(volume.name)
+
+        self.patch(VFSVolume, "check", check)
+        for janitor in (True, False):
+            looked.clear()
+            self.daemon = self.make(janitor)
+            self.start()
+            self.assertEqual(looked, [volume.name for volume in self.daemon.volumes])
 
     def test_sweeps_stale_uploads(self) -> None:
         """FIX 9: stale upload sessions go at the start and every hour, living ones stay."""
@@ -228,6 +243,18 @@ class DrainTests(ServiceCase):
         """The volumes' threads end with the daemon."""
         self.successResultOf(self.stop())
         self.assertTrue(self.threads.stopped)
+
+    def test_volume_that_does_not_end(self) -> None:
+        """A volume that goes on with its leave-taking is left alone after a while."""
+        [volume, *_] = self.daemon.volumes
+
+        async def stop() -> None:
+            await Deferred()
+
+        self.patch(volume, "stop", stop)
+        stopping = self.stop()
+        self.reactor.advance(GRACE)
+        self.successResultOf(stopping)
 
     def test_no_timers_are_left(self) -> None:
         """Nothing of the daemon is left in the reactor."""

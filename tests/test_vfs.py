@@ -92,10 +92,10 @@ class VFSVolumeTests(SynchronousTestCase):
         with open(os.path.join(self.path, *bare_id(1).layout, "big"), "wb") as file:
             file.write(bytes(5001))
 
-        async def fs_usage() -> tuple[int, int]:
-            return 10_000, 5000
+        async def free_space() -> int:
+            return 5000
 
-        self.patch(self.volume, "fs_usage", fs_usage)
+        self.patch(self.volume, "free_space", free_space)
         self.assertRaises(
             DiskFull, result_of, self.volume.clone_folder(bare_id(1), self.volume, bare_id(2))
         )
@@ -118,10 +118,10 @@ class VFSVolumeTests(SynchronousTestCase):
         os.link(os.path.join(source, "file"), os.path.join(source, "again"))
         self.patch(cloning, "can_share", lambda source, target: False)
 
-        async def fs_usage() -> tuple[int, int]:
-            return 10_000, 5000
+        async def free_space() -> int:
+            return 5000
 
-        self.patch(self.volume, "fs_usage", fs_usage)
+        self.patch(self.volume, "free_space", free_space)
         result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
         copy = os.path.join(self.path, *bare_id(2).layout)
         self.assertEqual(sorted(os.listdir(copy)), ["again", "file", "sparse"])

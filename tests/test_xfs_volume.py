@@ -613,12 +613,6 @@ class ClosedTests(XFSTestCase):
 
 
 class QuotaTests(XFSTestCase):
-    def test_of_the_volume(self) -> None:
-        """The volume as a whole has no limit that could be told or set."""
-        for work in (self.volume.get_quota(None), self.volume.set_quota(None, MEBI)):
-            error = self.assertRaises(UnsupportedOperation, result_of, work)
-            self.assertIn("vfid", error.message)
-
     def test_inodes(self) -> None:
         """A limit of inodes that an administrator has set stays."""
         result_of(self.volume.create_folder(bare_id(1), None, 16 * MEBI))

@@ -202,15 +202,13 @@ class XFSVolume(VFSVolume):
 
     # ---- IQuota
 
-    async def get_quota(self, vfid: VFolderID | None) -> int:
+    async def get_quota(self, vfid: VFolderID) -> int:
         """See :meth:`storageproxy.interfaces.IQuota.get_quota`."""
-        vfid = self._limited(vfid)
         account = await self._account(vfid.layout, _missing(vfid), self._scope_is_limited())
         return 0 if account is None else account.limit.size
 
-    async def set_quota(self, vfid: VFolderID | None, size: int) -> None:
+    async def set_quota(self, vfid: VFolderID, size: int) -> None:
         """See :meth:`storageproxy.interfaces.IQuota.set_quota`."""
-        vfid = self._limited(vfid)
         refused = UnsupportedOperation(
             f"volume {self.name}: vfolder {vfid} has no project and is not empty: clone it to one"
             " that can be limited, or have the projects reconciled if it had one"
@@ -409,13 +407,6 @@ class XFSVolume(VFSVolume):
             yield place
         finally:
             self.threads.clean_up(place.close)
-
-    def _limited(self, vfid: VFolderID | None) -> VFolderID:
-        if vfid is None:
-            raise UnsupportedOperation(
-                f"volume {self.name}: vfolders have quotas, the volume has none: say which (vfid)"
-            )
-        return vfid
 
     def _scope_is_limited(self) -> StorageProxyError:
         return UnsupportedOperation(

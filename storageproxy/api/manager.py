@@ -57,7 +57,13 @@ from storageproxy.errors import (
     VFolderNotFound,
     from_os_error,
 )
-from storageproxy.interfaces import IPerformanceMetric, IQuota, IVolume, capabilities
+from storageproxy.interfaces import (
+    IPerformanceMetric,
+    IQuota,
+    IVolume,
+    IVolumeQuota,
+    capabilities,
+)
 from storageproxy.threads import Progress
 from storageproxy.tokens import TokenKey
 from storageproxy.transfer.request import StreamingRequest
@@ -70,6 +76,10 @@ SECRET_HEADER = "x-backendai-storage-auth-token"
 
 #: Paths in one call of mkdir, as managers of 24.03 and later limit them.
 MAX_PATHS = 50
+
+
+_LIMIT_FOLDER = "limit a single vfolder"
+_LIMIT_VOLUME = "limit the volume as a whole, which is what a quota without vfid is"
 
 
 class MountRefused(StorageProxyError):
@@ -187,20 +197,25 @@ class ManagerAPI:
     @rpc(app, "GET", "/volume/performance-metric", OnVolume)
     async def performance_metric(self, params: OnVolume) -> Mapping[str, Any]:
         """How busy the storage system is."""
-        volume = _able(self._volumes.get(params.volume), IPerformanceMetric)
+        volume = _able(self._volumes.get(params.volume), IPerformanceMetric, "tell how busy it is")
         return {"metric": await volume.performance_metric()}
 
     @rpc(app, "GET", "/volume/quota", Quota)
     async def quota(self, params: Quota) -> Any:
-        """The limit of a vfolder, as a bare number."""
-        volume = _able(self._volumes.get(params.volume), IQuota)
-        return await volume.get_quota(params.vfid)
+        """The limit of a vfolder, or of the volume, as a bare number."""
+        volume = self._volumes.get(params.volume)
+        if params.vfid is None:
+            return await _able(volume, IVolumeQuota, _LIMIT_VOLUME).get_volume_quota()
+        return await _able(volume, IQuota, _LIMIT_FOLDER).get_quota(params.vfid)
 
     @rpc(app, "PATCH", "/volume/quota", NewQuota)
     async def set_quota(self, params: NewQuota) -> None:
-        """Limit a vfolder."""
-        volume = _able(self._volumes.get(params.volume), IQuota)
-        await volume.set_quota(params.vfid, params.size_bytes)
+        """Limit a vfolder, or the volume."""
+        volume = self._volumes.get(params.volume)
+        if params.vfid is None:
+            await _able(volume, IVolumeQuota, _LIMIT_VOLUME).set_volume_quota(params.size_bytes)
+        else:
+            await _able(volume, IQuota, _LIMIT_FOLDER).set_quota(params.vfid, params.size_bytes)
 
     @rpc(app, "GET", "/folder/fs-usage", OnVolume)
     async def fs_usage(self, params: OnVolume) -> Mapping[str, Any]:
@@ -315,7 +330,11 @@ class ManagerAPI:
         volume = self._volumes.get(params.volume)
         host_path = posixpath.join(volume.path, *params.vfid.layout)
         pieces = files.listing(
-            partial(volume.open_folder, params.vfid), host_path, params.relpath, self._scandir_limit
+            partial(volume.open_folder, params.vfid),
+            volume.scan,
+            host_path,
+            params.relpath,
+            self._scandir_limit,
         )
         head = await volume.threads.submit(
             lambda: list(islice(pieces, 2)), volume.threads.deadline, lambda _: pieces.close()
@@ -402,9 +421,11 @@ def _status() -> dict[str, Any]:
     }
 
 
-def _able(volume: IVolume, ability: Any) -> Any:
+def _able(volume: IVolume, ability: Any, what: str) -> Any:
     if not ability.providedBy(volume):
-        raise UnsupportedOperation(f"volume {volume.name}: {UnsupportedOperation.title}")
+        raise UnsupportedOperation(
+            f"volume {volume.name}: the backend {volume.backend} cannot {what}"
+        )
     return volume
 
 

@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -58,6 +59,7 @@ class Daemon:
     :param tls: a certificate chain and its key (PEM files), when both ports are to speak TLS.
     :param processes: how many serve.
     :param backend: what the first volume is; the others are vfs.
+    :param environ: what its environment has besides ours.
     :param user: whose process it is by its number, without any privilege; None for ours.
     """
 
@@ -74,6 +76,7 @@ class Daemon:
         mounts: Path | None = None,
         backend: str = "vfs",
         user: int | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.root = root
         self.client_port = free_port()
@@ -83,6 +86,7 @@ class Daemon:
         self.log = root / "daemon.log"
         self.tls = tls
         self.user = user
+        self.environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(environ or {})}
         for path in self.volumes.values():
             path.mkdir(exist_ok=True)
             if user is not None:
@@ -128,7 +132,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+                env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

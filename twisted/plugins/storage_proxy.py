@@ -15,6 +15,7 @@ storage_proxy = ServiceMaker(
 
 vfs = Backend("vfs", "backends.vfs.VFSBackend")
 xfs = Backend("xfs", "backends.xfs.backend.XFSBackend")
+purestorage = Backend("purestorage", "backends.purestorage.backend.PureStorageBackend")
 
 xfs_agent = ServiceMaker(
     "Backend.AI Storage Proxy: XFS agent",
