@@ -185,7 +185,8 @@ class Cluster:
         self._start(name, "ceph-osd", "--keyring", f"{self.directory}/osd{number}/keyring")
 
     def start_mds(self) -> None:
-        """Start the metadata server again."""
+        """Start the metadata server again; it waits for clients that are gone, for 45 seconds."""
+        self.command("mds", "fail", "a")
         self._start(MDS, "ceph-mds")
         self.wait_until_active()
 

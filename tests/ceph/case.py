@@ -1,0 +1,78 @@
+"""
+A cluster for the tests of a process, and what they do with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.engines.ceph import Cluster
+from tests.functional.daemon import Daemon, select_pause
+
+#: The variable that says where the cluster is to lie.
+DIRECTORY = "CEPH_TESTS"
+#: What a volume is.
+BACKEND = "vfs"
+
+
+@functools.cache
+def cluster() -> Cluster:
+    """The cluster of this process; it ends when that does."""
+    given = os.environ.get(DIRECTORY)
+    made = Cluster(Path(given or tempfile.mkdtemp(prefix="ceph-")))
+    atexit.register(made.stop)
+    made.start()
+    return made
+
+
+class CephCase(SynchronousTestCase):
+    """A test with a directory of its own in the file system, and one outside of it."""
+
+    #: Names of the mounts, in all of which it is.
+    mounts: tuple[str, ...] = ("one", "two")
+
+    def setUp(self) -> None:
+        self.cluster = cluster()
+        self.top = uuid4().hex
+        self.tops = [self.cluster.mount(mount) / self.top for mount in self.mounts]
+        self.tops[0].mkdir()
+        self.addCleanup(self.remove)
+        self.work = Path(tempfile.mkdtemp(prefix="daemons-")).resolve()
+        self.addCleanup(shutil.rmtree, self.work)
+        super().setUp()
+
+    def remove(self) -> None:
+        """Remove the directory, by a mount that works."""
+        shutil.rmtree(self.cluster.mount(self.mounts[0]) / self.top)
+
+    def make_daemon_on(self, mount: int, **options: str) -> Daemon:
+        """
+        A daemon with a volume ``local``, which is not started yet, and ends with the test.
+
+        :param mount: the index of the mount that it is on.
+        """
+        root = self.work / uuid4().hex
+        root.mkdir()
+        daemon = Daemon(root, ("local",), mounts=self.tops[mount], backend=BACKEND, **options)
+        self.addCleanup(end, daemon)
+        return daemon
+
+    def eventually(self, condition: Callable[[], bool]) -> None:
+        """Return when something holds."""
+        while not condition():
+            select_pause()
+
+
+def end(daemon: Daemon) -> None:
+    """Stop a daemon, if the test has not."""
+    if daemon.process is not None and daemon.process.poll() is None:
+        daemon.stop()
