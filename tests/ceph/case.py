@@ -54,7 +54,7 @@ class CephCase(SynchronousTestCase):
         """Remove the directory, by a mount that works."""
         shutil.rmtree(self.cluster.mount(self.mounts[0]) / self.top)
 
-    def make_daemon_on(self, mount: int, **options: str) -> Daemon:
+    def make_daemon_on(self, mount: int, volume_settings: str = "") -> Daemon:
         """
         A daemon with a volume ``local``, which is not started yet, and ends with the test.
 
@@ -62,7 +62,13 @@ class CephCase(SynchronousTestCase):
         """
         root = self.work / uuid4().hex
         root.mkdir()
-        daemon = Daemon(root, ("local",), mounts=self.tops[mount], backend=BACKEND, **options)
+        daemon = Daemon(
+            root,
+            ("local",),
+            mounts=self.tops[mount],
+            backend=BACKEND,
+            volume_settings=volume_settings,
+        )
         self.addCleanup(end, daemon)
         return daemon
 

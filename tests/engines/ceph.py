@@ -238,6 +238,16 @@ class Cluster:
             self._run("umount", *(["--lazy"] if lazily else []), str(path))
         self._wait_until_gone(f"fuse.{name}")
 
+    def evict(self, name: str) -> None:
+        """
+        Have the metadata server give a mount up, as it does by itself when one that others wait for
+        has been silent for a minute. It is of no use any more, even if it lives.
+        """
+        path = str(self.directory / "mounts" / name)
+        for client in self.command("tell", MDS, "client", "ls"):
+            if client["client_metadata"].get("mount_point") == path:
+                self.command("tell", MDS, "client", "evict", f"id={client['id']}")
+
     # How it is done
 
     def _make_monitor(self) -> None:
