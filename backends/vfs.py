@@ -242,14 +242,9 @@ class VFSVolume:
                 parent = root.descend("/".join(above) or ".")
             except (FileNotFoundError, NotADirectoryError):
                 return False
-            with parent, root.ensure(TRASH, 0o700) as trash:
+            with parent:
                 try:
-                    os.rename(
-                        name,
-                        self._name_in_trash(parent, name),
-                        src_dir_fd=parent.descriptor,
-                        dst_dir_fd=trash.descriptor,
-                    )
+                    self._move_to_trash(root, parent, names)
                 except FileNotFoundError:
                     return False
                 self.durability.at_completion(parent.sync)
@@ -258,6 +253,15 @@ class VFSVolume:
                 with suppress(OSError):
                     os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
         return True
+
+    def _move_to_trash(self, root: Directory, parent: Directory, names: Sequence[str]) -> None:
+        with root.ensure(TRASH, 0o700) as trash:
+            os.rename(
+                names[-1],
+                self._name_in_trash(parent, names[-1]),
+                src_dir_fd=parent.descriptor,
+                dst_dir_fd=trash.descriptor,
+            )
 
     def _name_in_trash(self, parent: Directory, name: str) -> str:
         return f"{name}-{uuid4().hex}"
@@ -282,11 +286,15 @@ class VFSVolume:
 
     def _remove(self, trash: Directory, name: str, progress: Progress) -> None:
         try:
-            removal.remove(trash, name, progress.step)
+            removal.remove(trash, name, progress.step, self._unhold)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             os.unlink(name, dir_fd=trash.descriptor)
+
+    def _unhold(self, directory: Directory) -> None:
+        """See :data:`storageproxy.removal.Release`."""
+        removal.refuse(directory)
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:

@@ -31,7 +31,7 @@ from backends.xfs.interfaces import (
 from backends.xfs.testing import MemoryKernel, MemoryProjects
 from backends.xfs.volume import LAGS, XFSVolume
 from storageproxy.beneath import Directory
-from storageproxy.conformance_quota import QuotaConformance, ScopeConformance
+from storageproxy.conformance_quota import QuotaConformance, SingleLimitConformance
 from storageproxy.errors import (
     BackendFailure,
     StorageProxyError,
@@ -48,7 +48,7 @@ from storageproxy.vfolder import QuotaScopeID, VFolderID
 MEBI = 1 << 20
 
 
-class XFSConformance(QuotaConformance, ScopeConformance):
+class XFSConformance(QuotaConformance, SingleLimitConformance):
     filled = Usage(6, 2 * 4096)
 
     def setUp(self) -> None:
