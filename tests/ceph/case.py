@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,16 +22,20 @@ from tests.functional.daemon import Daemon, select_pause
 #: The variable that says where the cluster is to lie.
 DIRECTORY = "CEPH_TESTS"
 #: What a volume is.
-BACKEND = "vfs"
+BACKEND = "cephfs"
 
 
 #: Its settings: several machines write to it.
 OPTIONS = '[volume.local.options]\ndurability = "shared"'
 
 
-@functools.cache
-def cluster(osds: int) -> Cluster:
+def cluster(osds: int = 1) -> Cluster:
     """The cluster of this process; it ends when that does."""
+    return _cluster(osds)
+
+
+@functools.cache
+def _cluster(osds: int) -> Cluster:
     given = os.environ.get(DIRECTORY)
     made = Cluster(Path(given or tempfile.mkdtemp(prefix="ceph-")), osds=osds)
     atexit.register(made.stop)
@@ -89,3 +94,15 @@ def end(daemon: Daemon) -> None:
     """Stop a daemon, if the test has not."""
     if daemon.process is not None and daemon.process.poll() is None:
         daemon.stop()
+
+
+def held(daemon: Daemon) -> list[int]:
+    """How many bytes there are of each upload that a daemon works on."""
+    assert daemon.process is not None
+    sizes = []
+    with suppress(FileNotFoundError):
+        for path in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if Path(os.readlink(path)).parent.name == ".upload":
+                    sizes.append(path.stat().st_size)
+    return sizes

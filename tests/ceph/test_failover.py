@@ -13,10 +13,9 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from uuid import uuid4
 
-from tests.ceph.case import CephCase
+from tests.ceph.case import CephCase, held
 from tests.ceph.clients import upload_by_sdk, upload_by_tuspy
 from tests.ceph.proxy import HAProxy
 from tests.functional.clients.case import MIB
@@ -85,21 +84,9 @@ class FailoverTests(CephCase):
         """Kill a daemon when an upload at it has come this far; it, and how many it had."""
         while not any(upload.done() for upload in uploads):
             for daemon in self.daemons:
-                held = _held(daemon)
-                if any(bytes_ >= size for bytes_ in held):
+                sizes = held(daemon)
+                if any(found >= size for found in sizes):
                     daemon.kill()
-                    return daemon, len(held)
+                    return daemon, len(sizes)
             time.sleep(0.002)
         raise AssertionError(f"an upload ended too early: {uploads}")
-
-
-def _held(daemon: Daemon) -> list[int]:
-    """How far the uploads are that a daemon has open, in bytes."""
-    assert daemon.process is not None
-    sizes = []
-    with contextlib.suppress(FileNotFoundError):
-        for path in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if Path(os.readlink(path)).parent.name == ".upload":
-                    sizes.append(path.stat().st_size)
-    return sizes
