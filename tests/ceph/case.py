@@ -24,11 +24,15 @@ DIRECTORY = "CEPH_TESTS"
 BACKEND = "vfs"
 
 
+#: Its settings: several machines write to it.
+OPTIONS = '[volume.local.options]\ndurability = "shared"'
+
+
 @functools.cache
-def cluster() -> Cluster:
+def cluster(osds: int) -> Cluster:
     """The cluster of this process; it ends when that does."""
     given = os.environ.get(DIRECTORY)
-    made = Cluster(Path(given or tempfile.mkdtemp(prefix="ceph-")))
+    made = Cluster(Path(given or tempfile.mkdtemp(prefix="ceph-")), osds=osds)
     atexit.register(made.stop)
     made.start()
     return made
@@ -39,9 +43,11 @@ class CephCase(SynchronousTestCase):
 
     #: Names of the mounts, in all of which it is.
     mounts: tuple[str, ...] = ("one", "two")
+    #: How many storage daemons there are; the same in all cases of a module.
+    osds = 1
 
     def setUp(self) -> None:
-        self.cluster = cluster()
+        self.cluster = cluster(self.osds)
         self.top = uuid4().hex
         self.tops = [self.cluster.mount(mount) / self.top for mount in self.mounts]
         self.tops[0].mkdir()
@@ -54,15 +60,22 @@ class CephCase(SynchronousTestCase):
         """Remove the directory, by a mount that works."""
         shutil.rmtree(self.cluster.mount(self.mounts[0]) / self.top)
 
-    def make_daemon_on(self, mount: int, **options: str) -> Daemon:
+    def make_daemon_on(self, mount: int, options: str = OPTIONS) -> Daemon:
         """
         A daemon with a volume ``local``, which is not started yet, and ends with the test.
 
         :param mount: the index of the mount that it is on.
+        :param options: the table of its options.
         """
         root = self.work / uuid4().hex
         root.mkdir()
-        daemon = Daemon(root, ("local",), mounts=self.tops[mount], backend=BACKEND, **options)
+        daemon = Daemon(
+            root,
+            ("local",),
+            mounts=self.tops[mount],
+            backend=BACKEND,
+            volume_settings=options,
+        )
         self.addCleanup(end, daemon)
         return daemon
 

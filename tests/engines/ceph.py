@@ -70,6 +70,7 @@ osd_objectstore = {store}
 osd_memory_target = 939524096
 osd_op_num_shards = 2
 osd_op_num_threads_per_shard = 1
+osd_class_update_on_start = false
 osd_class_load_list = *
 osd_class_default_list = *
 bluestore_block_size = {room}
@@ -85,7 +86,8 @@ class Cluster:
 
     :param directory: what it all lies in. It is made, and is gone when the cluster has stopped.
     :param store: ``memstore``, which is quickest and forgets all when it dies, or ``bluestore``.
-    :param osds: the number of storage daemons.
+    :param osds: the number of storage daemons. Of several, the first has all metadata, and the
+        others have the files, so that some of these can be made to hang alone.
     :param lasting: whether it outlives the process (the thread) that starts it.
     """
 
@@ -114,8 +116,15 @@ class Cluster:
         for name in self.osds:
             self._make_osd(name)
         self._start(MDS, "ceph-mds")
-        for pool in ("metadata", "data"):
-            self.command("osd", "pool", "create", pool, "4", "4")
+        for pool, osds in (("metadata", self.osds[:1]), ("data", self.osds[1:])):
+            rule = []
+            if len(self.osds) > 1:
+                self.command("osd", "crush", "set-device-class", pool, *osds)
+                self.command(
+                    "osd", "crush", "rule", "create-replicated", pool, "default", "osd", pool
+                )
+                rule = ["replicated", pool]
+            self.command("osd", "pool", "create", pool, "4", "4", *rule)
         self.command("fs", "new", FILE_SYSTEM, "metadata", "data")
         self.wait_until_active()
 
@@ -237,6 +246,22 @@ class Cluster:
         if str(path) in self._mounted():
             self._run("umount", *(["--lazy"] if lazily else []), str(path))
         self._wait_until_gone(f"fuse.{name}")
+
+    def requests(self, name: str) -> list[str]:
+        """The storage daemons that a mount waits for: one for each request under way."""
+        socket = next(self.directory.glob(f"client.*.{self.pid(f'fuse.{name}')}.asok"))
+        said = json.loads(self._run("ceph", "daemon", str(socket), "objecter_requests"))
+        return [f"osd.{request['osd']}" for request in said["ops"]]
+
+    def evict(self, name: str) -> None:
+        """
+        Have the metadata server give a mount up, as it does by itself when one that others wait for
+        has been silent for a minute. It is of no use any more, even if it lives.
+        """
+        path = str(self.directory / "mounts" / name)
+        for client in self.command("tell", MDS, "client", "ls"):
+            if client["client_metadata"].get("mount_point") == path:
+                self.command("tell", MDS, "client", "evict", f"id={client['id']}")
 
     # How it is done
 
