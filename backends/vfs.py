@@ -165,13 +165,13 @@ class VFSVolume:
             lambda progress: self._needed(vfid, progress), f"measuring {vfid}"
         )
         capacity, used = await target.fs_usage()
-        if needed > capacity - used and not await self.threads.run(self._can_share, vfid, target):
+        free = capacity - used
+        if needed.blocks > free and not await self.threads.run(self._can_share, vfid, target):
             raise DiskFull(
-                f"volume {target.name}: the clone needs {needed} bytes,"
-                f" and {capacity - used} are free"
+                f"volume {target.name}: the clone needs {needed.blocks} bytes, and {free} are free"
             )
         if IQuota.providedBy(target):
-            await _check_room(target, target_vfid, needed)
+            await _check_room(target, target_vfid, needed.least)
         made = await self._make_target(target, target_vfid)
         try:
             await self.threads.run_long(
@@ -248,11 +248,15 @@ class VFSVolume:
                 except FileNotFoundError:
                     return False
                 self.durability.at_completion(parent.sync)
-            # The scope's directory stays, as the original leaves it.
-            for depth in (len(above), len(above) - 1):
-                with suppress(OSError):
-                    os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
+            self._prune(root, above)
         return True
+
+    def _prune(self, root: Directory, above: Sequence[str]) -> None:
+        """Remove the directories above a folder that was the last one in them."""
+        # The scope's directory stays, as the original leaves it.
+        for depth in (len(above), len(above) - 1):
+            with suppress(OSError):
+                os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
 
     def _move_to_trash(self, root: Directory, parent: Directory, names: Sequence[str]) -> None:
         with root.ensure(TRASH, 0o700) as trash:
@@ -300,7 +304,7 @@ class VFSVolume:
         with self.open_folder(vfid) as folder:
             return trees.usage(folder, progress.step).used_bytes
 
-    def _needed(self, vfid: VFolderID, progress: Progress) -> int:
+    def _needed(self, vfid: VFolderID, progress: Progress) -> cloning.Needed:
         with self.open_folder(vfid) as folder:
             return cloning.needed(folder, progress.step, skip=UPLOADS)
 

@@ -57,12 +57,12 @@ class Options(vfs.Options):
         kind, dot, name = self.client.partition(".")
         if kind != "client" or not name:
             return ["options.client: such as client.storage-proxy"]
-        if self.fs_name is not None and not self.fs_name.strip("-"):
+        if self.fs_name is not None and (self.fs_name or "-").startswith("-"):
             return ["options.fs-name: the name of a file system"]
         return [
             f"options.{name}: an absolute path"
             for name in ("conf", "keyring")
-            if not (getattr(self, name) or "/").startswith("/")
+            if getattr(self, name) is not None and not getattr(self, name).startswith("/")
         ]
 
     def make_cluster(self, volume: str, reactor: Any) -> Cluster | None:

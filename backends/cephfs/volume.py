@@ -314,6 +314,7 @@ class CephFSVolume(VFSVolume):
                 # Unless somebody has found it, and put something in.
                 with suppress(OSError, StorageProxyError), self.open_root() as root:
                     os.rmdir("/".join(names), dir_fd=root.descriptor)
+                    self._prune(root, names[:-1])
                 raise
         return True
 
@@ -425,11 +426,12 @@ def _note(root: Directory, scope: str) -> None:
 
 
 def _advice(directory: Directory) -> str:
-    owner = os.fstat(directory.descriptor).st_uid
-    if os.geteuid() not in (0, owner):
+    # Who may write to a directory may limit it, if the key of the mount allows that.
+    if not os.access(f"/proc/self/fd/{directory.descriptor}", os.W_OK):
+        owner = os.fstat(directory.descriptor).st_uid
         return (
-            f"a limit cannot be set on a directory of uid {owner}: run the daemon as that user, or"
-            " give the directory to the daemon's user"
+            f"uid {os.geteuid()} cannot set a limit on a directory of uid {owner}: run the daemon"
+            " as that user, or let its own user write to the directory"
         )
     return (
         "limits cannot be set, as the key of the mount has not the capability p: ceph fs authorize"
