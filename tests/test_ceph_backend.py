@@ -78,6 +78,7 @@ class BackendTests(TestCase):
         verifyObject(IVolume, volume)
         self.assertEqual(volume.threads.deadline, 3)
         self.assertEqual(volume.durability, Durability.NONE)
+        self.assertEqual(self.make_volume().durability, Durability.SHARED)
         self.assertIn("metric", capabilities(volume))
         self.assertNotIn("metric", capabilities(self.make_volume()))
 

@@ -17,6 +17,7 @@ from backends.cephfs.cluster import Cluster
 from backends.cephfs.volume import CephFSVolume
 from storageproxy import process
 from storageproxy.config import VolumeSettings, register_tables
+from storageproxy.durability import Durability
 from storageproxy.interfaces import IBackend
 from storageproxy.schema import Flag, structure
 
@@ -36,6 +37,8 @@ class Options(vfs.Options):
     :param fs_name: the file system, when the cluster has several.
     """
 
+    # Whether one daemon has the volume or several, a machine's end is seen by others.
+    durability: Durability = Durability.SHARED
     exact_usage: Flag = Flag(False)
     client: str | None = None
     conf: str | None = None

@@ -89,7 +89,7 @@ class CephFSVolume(VFSVolume):
         threads: IThreads,
         reactor: IReactorTime,
         attributes: IAttributes,
-        durability: Durability = Durability.PATCH,
+        durability: Durability = Durability.SHARED,
         cluster: ICluster | None = None,
         exact_usage: bool = False,
     ) -> None:
