@@ -25,6 +25,7 @@ setup(
         "storageproxy.api",
         "storageproxy.transfer",
         "backends",
+        "backends.cephfs",
         "backends.purestorage",
         "backends.xfs",
         "twisted.plugins",

@@ -170,12 +170,12 @@ class VFSVolume:
             lambda progress: self._needed(vfid, progress), f"measuring {vfid}"
         )
         free = await target.free_space()
-        if needed > free and not await self.threads.run(self._can_share, vfid, target):
+        if needed.blocks > free and not await self.threads.run(self._can_share, vfid, target):
             raise DiskFull(
-                f"volume {target.name}: the clone needs {needed} bytes, and {free} are free"
+                f"volume {target.name}: the clone needs {needed.blocks} bytes, and {free} are free"
             )
         if IQuota.providedBy(target):
-            await _check_room(target, target_vfid, needed)
+            await _check_room(target, target_vfid, needed.least)
         made = await self._make_target(target, target_vfid)
         try:
             await self.threads.run_long(
@@ -255,32 +255,43 @@ class VFSVolume:
                 parent = root.descend("/".join(above) or ".")
             except (FileNotFoundError, NotADirectoryError):
                 return False
-            with parent, root.ensure(TRASH, 0o700) as trash:
+            with parent:
                 try:
-                    try:
-                        self._move_to_trash(parent, name, trash)
-                    except PermissionError:
-                        # What is moved elsewhere has to be writable: its ".." changes.
-                        if parent.status(name).st_mode & stat.S_IWUSR:
-                            raise
-                        removal.make_writable(parent, name)
-                        self._move_to_trash(parent, name, trash)
+                    self._move_to_trash(root, parent, names)
                 except FileNotFoundError:
                     return False
                 self.durability.at_completion(parent.sync)
-            # The scope's directory stays, as the original leaves it.
-            for depth in (len(above), len(above) - 1):
-                with suppress(OSError):
-                    os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
+            self._prune(root, above)
         return True
 
-    def _move_to_trash(self, parent: Directory, name: str, trash: Directory) -> None:
-        os.rename(
-            name,
-            self._name_in_trash(parent, name),
-            src_dir_fd=parent.descriptor,
-            dst_dir_fd=trash.descriptor,
-        )
+    def _prune(self, root: Directory, above: Sequence[str]) -> None:
+        """Remove the directories above a folder that was the last one in them."""
+        # The scope's directory stays, as the original leaves it.
+        for depth in (len(above), len(above) - 1):
+            with suppress(OSError):
+                os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
+
+    def _move_to_trash(self, root: Directory, parent: Directory, names: Sequence[str]) -> None:
+        with root.ensure(TRASH, 0o700) as trash:
+            self._move(parent, names[-1], trash)
+
+    def _move(self, parent: Directory, name: str, trash: Directory) -> None:
+        def move() -> None:
+            os.rename(
+                name,
+                self._name_in_trash(parent, name),
+                src_dir_fd=parent.descriptor,
+                dst_dir_fd=trash.descriptor,
+            )
+
+        try:
+            move()
+        except PermissionError:
+            # What is moved elsewhere has to be writable: its ".." changes.
+            if parent.status(name).st_mode & stat.S_IWUSR:
+                raise
+            removal.make_writable(parent, name)
+            move()
 
     def _name_in_trash(self, parent: Directory, name: str) -> str:
         return f"{name}-{uuid4().hex}"
@@ -305,11 +316,15 @@ class VFSVolume:
 
     def _remove(self, trash: Directory, name: str, progress: Progress) -> None:
         try:
-            removal.remove(trash, name, progress.step)
+            removal.remove(trash, name, progress.step, self._unhold)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             os.unlink(name, dir_fd=trash.descriptor)
+
+    def _unhold(self, directory: Directory) -> None:
+        """See :data:`storageproxy.removal.Release`."""
+        removal.refuse(directory)
 
     def _count(self, vfid: VFolderID, progress: Progress) -> int:
         with self.open_folder(vfid) as folder:
@@ -320,7 +335,7 @@ class VFSVolume:
     ) -> trees.Usage:
         return trees.usage(folder, step, limit)
 
-    def _needed(self, vfid: VFolderID, progress: Progress) -> int:
+    def _needed(self, vfid: VFolderID, progress: Progress) -> cloning.Needed:
         with self.open_folder(vfid) as folder:
             return cloning.needed(folder, progress.step, skip=UPLOADS)
 

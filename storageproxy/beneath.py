@@ -328,7 +328,7 @@ class Directory(_Closing):
         self.descriptor = descriptor
 
     @classmethod
-    def open_root(cls, path: str) -> Directory:
+    def open_root(cls, path: str) -> Self:
         """
         Open a directory that the administrator has named.
         """
@@ -354,9 +354,9 @@ class Directory(_Closing):
             self.descriptor, path, flags, mode, 0 if links else _RESOLVE_NO_SYMLINKS
         )
 
-    def descend(self, path: str, *, links: bool = True) -> Directory:
-        """Open a directory beneath this one."""
-        return Directory(self.open(path, os.O_RDONLY | os.O_DIRECTORY, links=links))
+    def descend(self, path: str, *, links: bool = True) -> Self:
+        """Open a directory beneath this one, as one of the same kind."""
+        return type(self)(self.open(path, os.O_RDONLY | os.O_DIRECTORY, links=links))
 
     def open_file(
         self, path: str, flags: int = os.O_RDONLY, mode: int = 0o666, *, links: bool = True
@@ -393,7 +393,7 @@ class Directory(_Closing):
         finally:
             os.close(descriptor)
 
-    def parent(self, path: str) -> tuple[Directory, str]:
+    def parent(self, path: str) -> tuple[Self, str]:
         """
         Open the directory that holds a path, for what is done to the name itself.
 
@@ -458,7 +458,7 @@ class Directory(_Closing):
             with self.descend("/".join(parts[:stop]) or ".") as directory:
                 directory.sync()
 
-    def ensure(self, path: str, mode: int = 0o755) -> Directory:
+    def ensure(self, path: str, mode: int = 0o755) -> Self:
         """Open a directory, which is made with those above it when it is missing."""
         try:
             return self.descend(path, links=False)

@@ -96,16 +96,32 @@ def copy(source: Directory, target: Directory, step: Step, skip: str | None = No
     _Copy(target, step).run(source, skip)
 
 
-def needed(source: Directory, step: Step, skip: str | None = None) -> int:
+@frozen
+class Needed:
     """
-    The bytes that a copy takes where no blocks are shared, in whole blocks: neither holes, nor a
-    file again for each of its names.
+    The bytes that a copy takes where no blocks are shared. Neither counts a file again for each of
+    its names.
 
+    :param blocks: in whole blocks, without holes.
+    :param sizes: as the sum of all sizes, with holes.
+    """
+
+    blocks: int
+    sizes: int
+
+    @property
+    def least(self) -> int:
+        """What it takes at least, whichever of both a storage system charges."""
+        return min(self.blocks, self.sizes)
+
+
+def needed(source: Directory, step: Step, skip: str | None = None) -> Needed:
+    """
     :param step: as for :func:`copy`.
     :param skip: as for :func:`copy`.
     """
     seen: set[tuple[int, int]] = set()
-    total = 0
+    blocks = sizes = 0
     for _, _, entries in walk(source, skip, step=step):
         for entry in entries:
             step()
@@ -114,7 +130,9 @@ def needed(source: Directory, step: Step, skip: str | None = None) -> int:
                 continue
             taken = status.st_blocks * 512
             if not stat.S_ISREG(status.st_mode):
-                total += taken
+                blocks += taken
+                if stat.S_ISLNK(status.st_mode):
+                    sizes += status.st_size
                 continue
             if status.st_nlink > 1:
                 number = (status.st_dev, status.st_ino)
@@ -123,8 +141,9 @@ def needed(source: Directory, step: Step, skip: str | None = None) -> int:
                 if len(seen) < MOST_LINKED:
                     seen.add(number)
             # More than the size is there for what may be added to it.
-            total += min(-(-status.st_size // BLOCK) * BLOCK, taken)
-    return total
+            blocks += min(-(-status.st_size // BLOCK) * BLOCK, taken)
+            sizes += status.st_size
+    return Needed(blocks, sizes)
 
 
 def can_share(source: Directory, target: Directory) -> bool:

@@ -1,9 +1,9 @@
 """
 What every backend with quotas has to pass, beside :mod:`storageproxy.conformance`.
 
-A backend adds those that its volumes provide: :class:`QuotaConformance` and
-:class:`ScopeConformance`. Those which limits are enforced in have a name that says so, and are for
-where the storage system is a real one.
+A backend adds those that its volumes provide: :class:`QuotaConformance`, and for scopes
+:class:`SingleLimitConformance` or :class:`NestedLimitsConformance`. Those which limits are enforced
+in have a name that says so, and are for where the storage system is a real one.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class QuotaConformance(VolumeConformance):
         await self.volume.create_folder(bare_id(1), None, None)
         await self.volume.within(bare_id(1), fill_up, "large", 2 * GRAIN)
         await self.limits.set_quota(bare_id(1), GRAIN)
+        await self.counted()
         self.assertEqual(await self.limits.get_quota(bare_id(1)), GRAIN)
         self.assertEqual(await self.limits.room(bare_id(1)), 0)
         self.assertEqual(os.stat(self.place(bare_id(1), "large")).st_size, 2 * GRAIN)
@@ -111,6 +112,7 @@ class QuotaConformance(VolumeConformance):
         """What is in a folder takes from the room that its limit leaves."""
         await self.volume.create_folder(bare_id(1), None, 8 * GRAIN)
         await self.volume.within(bare_id(1), fill_up, "large", 3 * GRAIN)
+        await self.counted()
         room = await self.limits.room(bare_id(1))
         self.assertTrue(4 * GRAIN <= room <= 5 * GRAIN, room)
 
@@ -204,6 +206,7 @@ class EnforcedQuotaConformance(QuotaConformance):
             self.assertEqual(file.read(), b"top")
         os.rename(self.place(bare_id(1), "top.txt"), self.place(bare_id(1), "sub", "top.txt"))
         os.truncate(self.place(bare_id(1), "large"), 0)
+        await self.counted()
         await self.volume.within(bare_id(1), fill_up, "small", MEBI)
 
     async def test_raised_quota(self) -> None:
@@ -299,6 +302,7 @@ class ScopeConformance(VolumeConformance):
         for vfid in (self.one, self.two):
             await self.volume.create_folder(vfid, None, None)
             await self.volume.within(vfid, fill_up, "large", GRAIN)
+        await self.counted()
         found = await self.scopes.scope_usage(self.owner)
         self.assertTrue(2 * GRAIN <= found.used <= 3 * GRAIN, found)
         self.assertEqual(os.stat(self.place(self.one, "large")).st_size, GRAIN)
@@ -309,6 +313,7 @@ class ScopeConformance(VolumeConformance):
         other = scoped_id(1, 0x78)
         await self.volume.create_folder(other, None, None)
         await self.volume.within(other, fill_up, "large", 2 * GRAIN)
+        await self.counted()
         self.assertEqual((await self.scopes.scope_usage(self.owner)).used, 0)
 
     async def test_deleted_folder_of_scope(self) -> None:
@@ -329,24 +334,13 @@ class ScopeConformance(VolumeConformance):
         with self.assertRaises(VFolderExists):
             await self.volume.create_folder(self.one, None, None)
 
-    async def test_quota_in_scope(self) -> None:
-        """The folders of a limited scope have no limits of their own."""
-        await self.scopes.create_scope(self.owner, 16 * MEBI)
-        with self.assertRaises(UnsupportedOperation):
-            await self.volume.create_folder(self.one, None, MEBI)
-        self.assertFalse(os.path.exists(self.place(self.one)))
-        await self.volume.create_folder(self.one, None, None)
-        with self.assertRaises(UnsupportedOperation):
-            await self.scopes.get_quota(self.one)
-        with self.assertRaises(UnsupportedOperation):
-            await self.scopes.set_quota(self.one, MEBI)
-
     async def test_room_in_scope(self) -> None:
         """The room in a folder is what its scope has left, also when it is yet to be made."""
         await self.scopes.create_scope(self.owner, 8 * GRAIN)
         self.assertEqual(await self.scopes.room(self.one), 8 * GRAIN)
         await self.volume.create_folder(self.one, None, None)
         await self.volume.within(self.one, fill_up, "large", 3 * GRAIN)
+        await self.counted()
         for vfid in (self.one, self.two):
             room = await self.scopes.room(vfid)
             self.assertTrue(4 * GRAIN <= room <= 5 * GRAIN, room)
@@ -376,6 +370,37 @@ class ScopeConformance(VolumeConformance):
                 self.assertEqual(file.read(), b"#!sh")
 
 
+class SingleLimitConformance(ScopeConformance):
+    """What holds where a folder of a limited scope has no limit of its own."""
+
+    async def test_quota_in_scope(self) -> None:
+        """The folders of a limited scope have no limits of their own."""
+        await self.scopes.create_scope(self.owner, 16 * MEBI)
+        with self.assertRaises(UnsupportedOperation):
+            await self.volume.create_folder(self.one, None, MEBI)
+        self.assertFalse(os.path.exists(self.place(self.one)))
+        await self.volume.create_folder(self.one, None, None)
+        with self.assertRaises(UnsupportedOperation):
+            await self.scopes.get_quota(self.one)
+        with self.assertRaises(UnsupportedOperation):
+            await self.scopes.set_quota(self.one, MEBI)
+
+
+class NestedLimitsConformance(ScopeConformance):
+    """What holds where a folder of a limited scope can have a limit, too."""
+
+    async def test_quota_in_scope(self) -> None:
+        """Both limits hold, and the room is what the stricter one leaves."""
+        await self.scopes.create_scope(self.owner, 16 * MEBI)
+        await self.volume.create_folder(self.one, None, MEBI)
+        self.assertEqual(await self.scopes.get_quota(self.one), MEBI)
+        self.assertEqual(await self.scopes.room(self.one), MEBI)
+        await self.scopes.set_quota(self.one, 64 * MEBI)
+        self.assertEqual(await self.scopes.room(self.one), 16 * MEBI)
+        await self.scopes.set_scope_limit(self.owner, 0)
+        self.assertEqual(await self.scopes.room(self.one), 64 * MEBI)
+
+
 class EnforcedScopeConformance(EnforcedQuotaConformance, ScopeConformance):
     """What holds of scopes, too, when the storage system enforces its quotas at once."""
 
@@ -385,6 +410,7 @@ class EnforcedScopeConformance(EnforcedQuotaConformance, ScopeConformance):
         for vfid in (self.one, self.two):
             await self.volume.create_folder(vfid, None, None)
         await self.exceed(self.one, 6 * GRAIN)
+        await self.counted()
         await self.exceed(self.two, 6 * GRAIN)
         await self.scopes.set_scope_limit(self.owner, 8 * GRAIN)
         await self.volume.within(self.two, fill_up, "small", MEBI)

@@ -13,10 +13,14 @@ class Durability(Enum):
     What a power failure, or a crash of the kernel, may cost. A daemon that is killed costs nothing:
     the kernel has the bytes.
 
-    All but :attr:`PATCH` is for volumes that one machine writes to: whether bytes may be lost is
+    All but :attr:`SHARED` is for volumes that one machine writes to: whether bytes may be lost is
     told by when the machine was started that looks, not the one that wrote them.
     """
 
+    #: No byte whose offset was told, on a volume that several machines write to. What one of them
+    #: had not synced when it went down is missing anywhere in a file, before bytes that are there.
+    #: Nobody else can tell that it did, so nothing counts but offsets that were written down.
+    SHARED = "shared"
     #: No byte whose offset was told.
     PATCH = "patch"
     #: Uploads that are not complete: they begin again. No file that is complete.
@@ -27,7 +31,12 @@ class Durability(Enum):
     @property
     def keeps_offsets(self) -> bool:
         """Whether bytes are on stable storage before their offset is told."""
-        return self is Durability.PATCH
+        return self in (Durability.PATCH, Durability.SHARED)
+
+    @property
+    def notes_offsets(self) -> bool:
+        """Whether an offset is written down, and what a file has beyond it does not count."""
+        return self is Durability.SHARED
 
     @property
     def keeps_files(self) -> bool:

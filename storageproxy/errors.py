@@ -23,12 +23,14 @@ class StorageProxyError(Exception):
     :param message: what went wrong, for a person; the title when it is left out.
     :param headers: response headers that belong to the answer.
     :param members: further members of the document, such as ``data`` or ``vfid``.
+    :ivar remedy: what an operator can do, which is for the log alone.
     """
 
     status: ClassVar[int] = 500
     suffix: ClassVar[str] = "internal-error"
     error_code: ClassVar[str] = "storage-proxy_generic_internal-error"
     title: ClassVar[str] = "Internal server error"
+    remedy = ""
 
     def __init__(
         self,
@@ -157,9 +159,10 @@ class UnsupportedOperation(StorageProxyError):
 
 class VolumeUnavailable(StorageProxyError):
     """
-    The volume did not answer in time.
+    The volume did not answer in time, or cannot answer.
 
     :param retry_after: seconds after which a client may ask again.
+    :param remedy: what an operator can do.
     """
 
     status = 503
@@ -167,8 +170,9 @@ class VolumeUnavailable(StorageProxyError):
     error_code = "volume_access_unavailable"
     title = "The volume does not answer"
 
-    def __init__(self, message: str | None = None, retry_after: int = 5) -> None:
+    def __init__(self, message: str | None = None, retry_after: int = 5, remedy: str = "") -> None:
         super().__init__(message, headers={"Retry-After": str(retry_after)})
+        self.remedy = remedy
 
 
 class ShuttingDown(VolumeUnavailable):
@@ -399,7 +403,6 @@ class RangeNotSatisfiable(StorageProxyError):
 _SICK_VOLUME = frozenset(
     {
         errno.ESTALE,
-        errno.ENOTCONN,
         errno.EHOSTDOWN,
         errno.EHOSTUNREACH,
         errno.ETIMEDOUT,
@@ -410,6 +413,10 @@ _SICK_VOLUME = frozenset(
         errno.EAGAIN,
     }
 )
+
+#: What it says when no call on it will ever succeed again: the process behind a FUSE mount is gone,
+#: or was in the midst of the call, or its server has shut it out (CephFS).
+_DEAD_MOUNT = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN})
 
 
 def from_os_error(error: OSError, volume: str, paths: Iterable[str] = ()) -> StorageProxyError:
@@ -427,6 +434,12 @@ def from_os_error(error: OSError, volume: str, paths: Iterable[str] = ()) -> Sto
         return DiskFull(f"volume {volume}: {said}")
     if number == errno.EDQUOT:
         return QuotaExceeded(f"volume {volume}: {said}")
+    if number in _DEAD_MOUNT:
+        where = os.fsdecode(error.filename) if error.filename else "it"
+        return VolumeUnavailable(
+            f"volume {volume}: {said}: its mount is dead",
+            remedy=f"unmount {where} and mount it again; the daemon need not be restarted",
+        )
     if number in _SICK_VOLUME:
         return VolumeUnavailable(f"volume {volume}: {said}")
     if number in (errno.EIO, errno.EROFS, 0):

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from uuid import uuid4
 
@@ -24,8 +25,16 @@ MOST_NAMES = 10_000
 #: FS_XFLAG_PROJINHERIT: what is made in a directory gets its project. ioctl_xfs_fsgetxattr(2)
 _GET, _SET, _ATTRIBUTES, _HANDED_ON = 0x801C581F, 0x401C5820, struct.Struct("=I24s"), 0x200
 
+#: Called with a directory that has no entries, and cannot be removed all the same.
+Release = Callable[[Directory], None]
 
-def remove(parent: Directory, name: str, step: Step = unwatched) -> None:
+
+def refuse(directory: Directory) -> None:
+    """The release of those who know of none."""
+    raise OSError(errno.ENOTEMPTY, "it has no entries, and cannot be removed: are there snapshots?")
+
+
+def remove(parent: Directory, name: str, step: Step = unwatched, release: Release = refuse) -> None:
     """
     Remove a directory with all that is in it.
 
@@ -33,13 +42,19 @@ def remove(parent: Directory, name: str, step: Step = unwatched) -> None:
     path is ever a limit, and only two directories are open.
 
     :param step: called for each entry; what it raises ends the removal.
+    :param release: takes away what holds an empty directory; what it raises ends the removal.
     """
     with _enter(parent, name) as top:
         # Somebody may go on filling it.
         for _ in range(MAX_ROUNDS):
             inner = _unlink_files(top, step)
             for below in inner:
-                _flatten(top, below, step)
+                try:
+                    _flatten(top, below, step, release)
+                except OSError as error:
+                    # Somebody has taken it away, or put something in its place.
+                    if error.errno not in VANISHED:
+                        raise
             if inner:
                 continue
             try:
@@ -48,6 +63,7 @@ def remove(parent: Directory, name: str, step: Step = unwatched) -> None:
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise
+            _release_empty(top, release)
     raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
@@ -73,26 +89,28 @@ def make_writable(parent: Directory, name: str) -> None:
         os.close(descriptor)
 
 
-def _flatten(top: Directory, name: str, step: Step) -> None:
-    try:
-        directory = _enter(top, name)
-    except OSError as error:
-        if error.errno in VANISHED:
-            return
-        raise
-    with directory:
+def _flatten(top: Directory, name: str, step: Step, release: Release) -> None:
+    with _enter(top, name) as directory:
         for below in _unlink_files(directory, step):
             step(0)
             with suppress(FileNotFoundError):
                 _move_up(directory, below, top)
     step()
-    with suppress(FileNotFoundError):
-        try:
-            os.rmdir(name, dir_fd=top.descriptor)
-        except OSError as error:
-            # Somebody has put something into it, or in its place; the next round sees it.
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
+    try:
+        os.rmdir(name, dir_fd=top.descriptor)
+    except OSError as error:
+        # Somebody has put something into it; the next round sees it.
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        with _enter(top, name) as directory:
+            _release_empty(directory, release)
+
+
+def _release_empty(directory: Directory, release: Release) -> None:
+    with os.scandir(directory.descriptor) as found:
+        is_empty = next(found, None) is None
+    if is_empty:
+        release(directory)
 
 
 def _move_up(directory: Directory, name: str, top: Directory) -> None:
@@ -102,9 +120,7 @@ def _move_up(directory: Directory, name: str, top: Directory) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            # People give directories of theirs another project, and none of another one goes where
-            # one is handed on.
-            _stop_handing_on(top)
+            _unbind(directory, top)
             _move(directory, name, top)
 
     try:
@@ -122,6 +138,21 @@ def _move(directory: Directory, name: str, top: Directory) -> None:
         src_dir_fd=directory.descriptor,
         dst_dir_fd=top.descriptor,
     )
+
+
+def _unbind(directory: Directory, top: Directory) -> None:
+    """
+    Take away what keeps the kernel from moving something from one directory into another.
+    """
+    try:
+        # On XFS, people give directories of theirs another project, and none of another one goes
+        # where one is handed on.
+        _stop_handing_on(top)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        # On CephFS, they give them a quota, and nothing goes out of where it holds.
+        os.setxattr(directory.descriptor, "ceph.quota", b"max_bytes=0 max_files=0")
 
 
 def _stop_handing_on(directory: Directory) -> None:

@@ -631,7 +631,7 @@ class CopyTests(TreesTestCase):
         with self.parent.descend("copy") as copied:
             self.assertEqual(trees.usage(copied), trees.Usage(1, 0))
 
-    def needed(self) -> int:
+    def needed(self) -> cloning.Needed:
         with self.parent.descend("top") as source:
             return cloning.needed(source, trees.unwatched, ".upload")
 
@@ -645,7 +645,8 @@ class CopyTests(TreesTestCase):
         with open(self.at("top", "sparse"), "wb") as file:
             file.truncate(1 << 42)
         directory = os.stat(self.at("top", "a")).st_blocks * 512
-        self.assertEqual(self.needed(), 8192 + 4096 + directory)
+        sizes = 5000 + 300 + len("file") + (1 << 42)
+        self.assertEqual(self.needed(), cloning.Needed(8192 + 4096 + directory, sizes))
 
     def test_needed_of_hard_links(self) -> None:
         """A file counts once, whatever names it has; so many of them as a copy remembers."""
@@ -655,9 +656,14 @@ class CopyTests(TreesTestCase):
             os.link(self.at("top", name), self.at("top", "a", name))
             os.link(self.at("top", name), self.at("top", f"{name}-again"))
         directory = os.stat(self.at("top", "a")).st_blocks * 512
-        self.assertEqual(self.needed(), 2 * 4096 + directory)
+        self.assertEqual(self.needed(), cloning.Needed(2 * 4096 + directory, 2 * 1000))
         self.patch(cloning, "MOST_LINKED", 1)
-        self.assertEqual(self.needed(), 4 * 4096 + directory)
+        self.assertEqual(self.needed(), cloning.Needed(4 * 4096 + directory, 4 * 1000))
+
+    def test_least_needed(self) -> None:
+        """Small files take less than their blocks where sizes count, and holes nothing else."""
+        self.assertEqual(cloning.Needed(4096, 10).least, 10)
+        self.assertEqual(cloning.Needed(4096, 1 << 42).least, 4096)
 
     def test_needed_abandoned(self) -> None:
         """It ends when nobody wants to know any more."""

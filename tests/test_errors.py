@@ -172,6 +172,17 @@ class SystemCallTests(SynchronousTestCase):
         self.assertIn(error.status, (400, 413, 500, 503, 507))
         self.assertEqual(json.loads(json.dumps(error.document()))["msg"], error.message)
 
+    def test_dead_mount(self) -> None:
+        """A client is told what has died, the log also where, and what to do."""
+        for number in (errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN):
+            found = from_os_error(OSError(number, "x", "/mnt/ceph"), "shared")
+            self.assertEqual(found.status, 503)
+            self.assertRegex(found.message, "volume shared: .*: its mount is dead")
+            self.assertIn("unmount /mnt/ceph and mount it again", found.remedy)
+            self.assertNotIn("/mnt/ceph", json.dumps(found.document()))
+            unnamed = from_os_error(OSError(number, "x"), "shared")
+            self.assertIn("unmount it and mount it again", unnamed.remedy)
+
     def test_all_numbers(self) -> None:
         """None of the numbers that Linux has is left out."""
         for number in errno.errorcode:

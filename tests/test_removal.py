@@ -62,6 +62,74 @@ class _Remove:
         removal.remove(self.parent, "top")
         self.assertEqual(os.listdir(self.path), [])
 
+    def test_limits(self: Any) -> None:
+        """Limits of directories on CephFS, which nothing is moved out of, are taken away."""
+        self.write(self.at("top", "a", "b", "c", "file"))
+        move = removal._move
+        lifted: list[int] = []
+
+        def refuse(directory: beneath.Directory, name: str, top: beneath.Directory) -> None:
+            if os.fstat(directory.descriptor).st_ino not in lifted:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            move(directory, name, top)
+
+        def not_here(directory: beneath.Directory) -> None:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+        def setxattr(descriptor: int, name: str, value: bytes) -> None:
+            self.assertEqual((name, value), ("ceph.quota", b"max_bytes=0 max_files=0"))
+            lifted.append(os.fstat(descriptor).st_ino)
+
+        self.patch(removal, "_move", refuse)
+        self.patch(removal, "_stop_handing_on", not_here)
+        self.patch(os, "setxattr", setxattr)
+        removal.remove(self.parent, "top")
+        self.assertEqual(os.listdir(self.path), [])
+        self.assertTrue(lifted)
+
+    def hold(self: Any, *held: str) -> set[str]:
+        """Directories that cannot be removed although they are empty, as ones with snapshots."""
+        names = set(held)
+        rmdir = os.rmdir
+
+        def refuse(name: str, *, dir_fd: int | None = None) -> None:
+            if name in names:
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+            rmdir(name, dir_fd=dir_fd)
+
+        self.patch(os, "rmdir", refuse)
+        return names
+
+    def test_released(self: Any) -> None:
+        """What holds an empty directory can be taken away by who knows of it."""
+        self.write(self.at("top", "a", "file"))
+        self.write(self.at("top", "b", "file"))
+        held = self.hold("top", "a")
+        released: list[str] = []
+
+        def release(directory: beneath.Directory) -> None:
+            self.assertEqual(os.listdir(directory.descriptor), [])
+            name = os.path.basename(os.readlink(f"/proc/self/fd/{directory.descriptor}"))
+            released.append(name)
+            held.remove(name)
+
+        removal.remove(self.parent, "top", release=release)
+        self.assertEqual(released, ["a", "top"])
+        self.assertEqual(os.listdir(self.path), [])
+
+    def test_held(self: Any) -> None:
+        """It is not tried for ever to remove an empty directory that cannot be removed."""
+        for held in ("top", "a"):
+            self.write(self.at("top", "a", "file"))
+            names = self.hold(held)
+            progress = Progress()
+            error = self.assertRaises(OSError, removal.remove, self.parent, "top", progress.step)
+            self.assertEqual(error.errno, errno.ENOTEMPTY)
+            self.assertIn("snapshots", str(error))
+            self.assertLess(progress.entries, 100)
+            names.clear()
+            removal.remove(self.parent, "top")
+
     def test_link_itself(self: Any) -> None:
         """A link in the place of the directory is not followed."""
         os.symlink(self.outside, self.at("link"))

@@ -676,6 +676,7 @@ class SyncTests(UploadCase):
         down: it begins again. With one, the offset stays.
         """
         for durability, left in (
+            (Durability.SHARED, 4),
             (Durability.PATCH, 4),
             (Durability.COMPLETION, 0),
             (Durability.NONE, 0),
@@ -701,6 +702,129 @@ class SyncTests(UploadCase):
         patch.restore()
         self.assertFalse(self.target.exists())
         self.assertEqual(self.offset(), 0)
+
+
+class SharedTests(UploadCase):
+    """On a volume of several machines, offsets count that were written down, and no others."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        volume = self.proxy.volume["local"]
+        volume.durability = Durability.SHARED
+        self.offsets = Path(volume.path) / ".storage-proxy" / "offsets"
+
+    def noted(self) -> dict[str, int]:
+        """The offsets that are written down."""
+        return {path.name: int(path.read_text()) for path in self.offsets.iterdir()}
+
+    def test_in_parts(self) -> None:
+        """An offset is on stable storage before it is told, and forgotten at the end."""
+        synced: list[str] = []
+
+        def traced(sync: Any) -> Any:
+            def call(descriptor: int) -> None:
+                synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).parent.name)
+                sync(descriptor)
+
+            return call
+
+        for name in ("fsync", "fdatasync"):
+            self.patch(os, name, traced(getattr(os, name)))
+        for offset in (0, 4):
+            synced.clear()
+            self.patch_at(offset, self.content[offset : offset + 4])
+            self.assertEqual(self.noted(), {self.staged.name: offset + 4})
+            # New names are synced after the first note.
+            last = [name for name in synced if name in (".upload", "offsets")]
+            self.assertEqual(last[-2:], [".upload", "offsets"])
+            self.assertEqual(self.offset(), offset + 4)
+        self.patch_at(8, self.content[8:])
+        self.assertEqual(self.target.read_bytes(), self.content)
+        self.assertEqual(self.noted(), {})
+
+    def test_at_once(self) -> None:
+        """A file that comes in one piece costs no note."""
+        self.patch_at(0, self.content)
+        self.assertEqual(self.target.read_bytes(), self.content)
+        self.assertFalse(self.offsets.exists())
+
+    def test_machine_is_gone(self) -> None:
+        """What another machine has left beyond the offset is gone, as it may have holes."""
+        self.staged.write_bytes(b"\0\0cd")
+        self.assertEqual(self.offset(), 0)
+        self.patch_at(0, b"abcd")
+        self.staged.write_bytes(b"abcd\0\0gh")
+        self.assertEqual(self.offset(), 4)
+        self.assertEqual(self.staged.read_bytes(), b"abcd")
+        self.patch_at(4, self.content[4:])
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_in_the_midst(self) -> None:
+        """Of a long PATCH, what has come counts before its end."""
+        self.patch(sink, "WINDOW", 4)
+        self.patch(sink, "BLOCK", 2)
+        wire = self.patch_at(0, b"ab", 12)
+        wire.send(b"cdef")
+        self.assertEqual(self.noted(), {self.staged.name: 6})
+        wire.disconnect()
+        self.assertEqual(self.offset(), 6)
+
+    def test_checksum(self) -> None:
+        """Of one with a checksum, nothing counts until it is verified."""
+        self.patch_at(0, b"abcd")
+        self.patch(sink, "WINDOW", 2)
+        self.patch(sink, "BLOCK", 2)
+        digest = b64encode(hashlib.sha256(b"efgh").digest()).decode()
+        wire = self.patch_at(4, b"efg", 4, Upload_Checksum=f"sha256 {digest}")
+        self.assertEqual(self.noted(), {self.staged.name: 4})
+        wire.send(b"h")
+        self.assertEqual(wire.answers()[0].status, 204)
+        self.assertEqual(self.noted(), {self.staged.name: 8})
+        wrong = self.patch_at(8, b"xxxx", Upload_Checksum=f"sha256 {digest}")
+        self.assertEqual(wrong.answers()[0].status, 460)
+        self.assertEqual(self.offset(), 8)
+
+    def test_no_space(self) -> None:
+        """What came before there was no space left counts."""
+        self.patch_at(0, b"abcd")
+
+        def full(file: File, buffers: Iterable[bytes], offset: int) -> int:
+            if offset < 4:
+                # The note.
+                return _write(file, buffers, offset)
+            _write(file, [b"".join(buffers)[:2]], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.patch(File, "write", full)
+        self.assertEqual(self.patch_at(4, b"efgh").answers()[0].status, 507)
+        self.assertEqual(self.offset(), 6)
+
+    def test_target_becomes_a_directory(self) -> None:
+        """A complete file that cannot have its name need not come again."""
+        self.target.mkdir(parents=True)
+        self.assertEqual(self.patch_at(0, self.content).answers()[0].status, 409)
+        self.assertEqual(self.noted(), {self.staged.name: 12})
+        self.target.rmdir()
+        self.assertEqual(self.offset(), 12)
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_lost_bytes(self) -> None:
+        """When the disk has lost bytes, the offset of before counts."""
+        self.patch_at(0, b"abcd")
+
+        def fails(descriptor: int) -> None:
+            if os.fstat(descriptor).st_size > 4:
+                raise OSError(errno.EIO, "lost")
+
+        self.patch(os, "fdatasync", fails)
+        self.assertEqual(self.patch_at(4, b"efgh").answers()[0].status, 500)
+        self.assertEqual(self.offset(), 4)
+
+    def test_terminate(self) -> None:
+        """An upload that is given up leaves nothing."""
+        self.patch_at(0, b"abcd")
+        self.assertEqual(self.ask("DELETE").status, 204)
+        self.assertEqual(self.noted(), {})
 
 
 class FailureTests(UploadCase):

@@ -201,7 +201,7 @@ class VFSVolumeTests(SynchronousTestCase):
 
             self.patch(Directory, "sync_all", sync)
             result_of(self.volume.clone_folder(bare_id(1), target, bare_id(number)))
-        self.assertEqual(synced, [2, 3])
+        self.assertEqual(synced, [2, 3, 4])
 
     def test_clone_syncs_in_its_turn(self) -> None:
         """A sync that takes long holds the turn of its clone, and is not taken for a stall."""

@@ -37,7 +37,7 @@ from backends.xfs.releases import LAGS
 from backends.xfs.testing import MemoryKernel, MemoryProjects
 from backends.xfs.volume import XFSVolume
 from storageproxy.beneath import Directory
-from storageproxy.conformance_quota import QuotaConformance, ScopeConformance
+from storageproxy.conformance_quota import QuotaConformance, SingleLimitConformance
 from storageproxy.errors import (
     BackendFailure,
     StorageProxyError,
@@ -56,7 +56,7 @@ MEBI = 1 << 20
 NOBODY = 65534
 
 
-class XFSConformance(QuotaConformance, ScopeConformance):
+class XFSConformance(QuotaConformance, SingleLimitConformance):
     filled = Usage(6, 2 * 4096)
 
     def setUp(self) -> None:

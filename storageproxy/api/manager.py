@@ -69,7 +69,7 @@ from storageproxy.tokens import TokenKey
 from storageproxy.transfer.request import StreamingRequest
 from storageproxy.transfer.uploads import Uploads
 from storageproxy.trees import TooSlow
-from storageproxy.vfolder import relative_path
+from storageproxy.vfolder import VFolderID, relative_path
 from storageproxy.volumes import Volumes
 
 SECRET_HEADER = "x-backendai-storage-auth-token"
@@ -254,9 +254,19 @@ class ManagerAPI:
             raise InvalidParameters.of({"dst_vfid": "is the source itself"})
         # It goes on when the manager's patience ends.
         await self._background.run(
-            "A clone", source.clone_folder(params.src_vfid, target, params.dst_vfid)
+            "A clone", self._clone(source, params.src_vfid, target, params.dst_vfid)
         )
         return {"bgtask_id": str(uuid4())}
+
+    async def _clone(
+        self, source: IVolume, vfid: VFolderID, target: IVolume, target_vfid: VFolderID
+    ) -> None:
+        try:
+            await source.clone_folder(vfid, target, target_vfid)
+        except BaseException:
+            # What was copied is deleted, and takes up space for as long as it is in the trash.
+            self._background.start("Emptying the trash", target.empty_trash())
+            raise
 
     @rpc(app, "GET", "/folder/mount", Mount)
     async def mount(self, params: Mount) -> Mapping[str, Any]:

@@ -105,7 +105,7 @@ def answer_error(request: StreamingRequest, error: StorageProxyError) -> bytes:
             method=request.method.decode("latin-1"),
             route=request.route,
             status=error.status,
-            error=error.message,
+            error=f"{error.message}; {error.remedy}" if error.remedy else error.message,
             request_id=request.request_id,
         )
     for name, value in error.headers.items():

@@ -5,7 +5,7 @@ From a connection to a file: the consumer of an upload's bytes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -52,6 +52,8 @@ class FileSink(Protocol):
     :param room: bytes that may come.
     :param checksum: fed with all bytes that are written.
     :param write_back: have the disk work while bytes come, as the end will be synced.
+    :param keep: called in a thread now and then, with the offset behind the last byte written; for
+        those who cannot leave all to the end. It takes the place of ``write_back``.
     :ivar file: where to write; to be set before more than a little comes.
     :ivar outcome: how the flow has ended, when it has.
     :ivar offset: behind the last byte written.
@@ -69,6 +71,7 @@ class FileSink(Protocol):
         checksum: Hash | None = None,
         *,
         write_back: bool = True,
+        keep: Callable[[int], object] | None = None,
     ) -> None:
         self.offset = offset
         self.outcome: Outcome | None = None
@@ -77,6 +80,7 @@ class FileSink(Protocol):
         self._room = room
         self._checksum = checksum
         self._write_back = write_back
+        self._keep = keep
         self._buffers: list[Buffer] = []
         self._tail: bytearray | None = None
         self._begun = self._waited = offset
@@ -179,7 +183,11 @@ class FileSink(Protocol):
     def _store(self, buffers: Sequence[Buffer], offset: int) -> int:
         written = self.file.write(buffers, offset)
         end = offset + written
-        if self._write_back and end - self._begun >= WINDOW:
+        if self._keep is not None:
+            if end - self._begun >= WINDOW:
+                self._keep(end)
+                self._begun = end
+        elif self._write_back and end - self._begun >= WINDOW:
             # The disk works while more comes, and never has much left when the end is synced.
             self.file.write_back(self._waited, self._begun, wait=True)
             self.file.write_back(self._begun, end, wait=False)

@@ -39,6 +39,10 @@ COMPLETED = ".storage-proxy/completed"
 #: Names of sessions that somebody waits for, in the root of the volume.
 WANTED = ".storage-proxy/wanted"
 
+#: Files named as sessions, with the offset that counts, in the root of the volume: out of reach of
+#: the vfolder's owner and of its quota.
+OFFSETS = ".storage-proxy/offsets"
+
 #: Ends the name of a file that holds the offset to fall back to.
 _FALLBACK = ".offset"
 
@@ -183,6 +187,11 @@ class Staging:
 
     def _recover(self, uploads: Directory, session: str, file: File, status: os.stat_result) -> int:
         """Let go of bytes that cannot be trusted; how many there are then."""
+        if self.durability.notes_offsets:
+            trusted = min(self._noted(session), status.st_size)
+            if trusted < status.st_size:
+                self._settle(uploads, session, file, trusted)
+            return trusted
         trusted = status.st_size
         if not self.durability.keeps_offsets and status.st_mtime < _boot_time():
             # What this machine had not written when it went down is missing, anywhere. Of other
@@ -200,6 +209,9 @@ class Staging:
         Note where to go back to, should the daemon end while bytes arrive that have yet to be
         verified.
         """
+        if self.durability.notes_offsets:
+            # It is noted already.
+            return
         # This, and all else that changes a session, is under its lock even when it hangs: the file
         # stays open, and so locked, until it comes back.
         with file.descriptor(), self.folder.descend(UPLOADS, links=False) as uploads:
@@ -219,10 +231,27 @@ class Staging:
 
     def _settle(self, uploads: Directory, session: str, file: File, size: int) -> None:
         file.truncate(size)
-        self.durability.at_patch(file.sync_data)
+        self.settle(session, file, size)
+        if self.durability.notes_offsets:
+            return
         _forget_fallback(uploads, session)
         # Were the note to come back after a power failure, the offset would shrink.
         self.durability.at_patch(uploads.sync)
+
+    def settle(self, session: str, file: File, offset: int) -> None:
+        """
+        Put the bytes before an offset where the durability wants them, before it is told.
+        """
+        self.durability.at_patch(file.sync_data)
+        if self.durability.notes_offsets and self._noted(session) != offset:
+            self._note(f"{OFFSETS}/{session}", b"%020d" % offset)
+
+    def _noted(self, session: str) -> int:
+        try:
+            with self.root.open_file(f"{OFFSETS}/{session}", links=False) as note:
+                return int(note.read(0, 20))
+        except (FileNotFoundError, ValueError):
+            return 0
 
     def finish(self, session: str, file: File, path: str) -> None:
         """
@@ -247,6 +276,7 @@ class Staging:
                     self._forget_completed(session)
                     raise
                 self.durability.at_completion(parent.sync)
+        self._forget_offset(session)
         self._leave()
 
     def _parent(self, path: str) -> tuple[Directory, str]:
@@ -260,15 +290,33 @@ class Staging:
             self.folder.make_directories(above, durable=self.durability.keeps_files)
             return self.folder.parent(path)
 
-    def _note(self, path: str) -> None:
-        """Make an empty file in the root of the volume, if it is not there."""
+    def _note(self, path: str, content: bytes = b"") -> None:
+        """
+        Make a file in the root of the volume, if it is not there.
+
+        :param content: written over what it has, and synced. It is always as long: one block
+            changes, so that it is never half of one and half of the other.
+        """
         flags = os.O_WRONLY | os.O_CREAT
         try:
-            self.root.open_file(path, flags, links=False).close()
+            note = self.root.open_file(path, flags, links=False)
         except FileNotFoundError:
             above = path.rpartition("/")[0]
             self.root.make_directories(above, 0o700, durable=self.durability.keeps_files)
-            self.root.open_file(path, flags, links=False).close()
+            note = self.root.open_file(path, flags, links=False)
+        with note:
+            if content:
+                new = not note.status().st_size
+                note.write([content], 0)
+                note.sync()
+                if new:
+                    with self.root.descend(path.rpartition("/")[0], links=False) as notes:
+                        notes.sync()
+
+    def _forget_offset(self, session: str) -> None:
+        if self.durability.notes_offsets:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{OFFSETS}/{session}", dir_fd=self.root.descriptor)
 
     def _forget_completed(self, session: str) -> None:
         with suppress(FileNotFoundError):
@@ -282,6 +330,7 @@ class Staging:
             with self.folder.descend(UPLOADS, links=False) as uploads:
                 _forget_fallback(uploads, session)
                 os.unlink(session, dir_fd=uploads.descriptor)
+        self._forget_offset(session)
         self._leave()
 
     def _leave(self) -> None:
@@ -414,9 +463,10 @@ def _unlink_alone(uploads: Directory, note: str) -> None:
 
 def sweep_notes(root: Directory, before: float, step: Callable[[], None] = lambda: None) -> None:
     """
-    Forget sessions that were completed, or waited for, before any token that still lives was made.
+    Forget sessions that were completed, waited for, or told an offset, before any token that still
+    lives was made.
     """
-    for path in (COMPLETED, WANTED):
+    for path in (COMPLETED, WANTED, OFFSETS):
         try:
             notes = root.descend(path, links=False)
         except FileNotFoundError:

@@ -296,7 +296,7 @@ def _giving_up(session: Session, staging: Staging, file: File) -> Iterator[None]
 
 def _conclude(session: Session, staging: Staging, file: File, offset: int) -> Settled:
     if offset < session.size:
-        staging.durability.at_patch(file.sync_data)
+        staging.settle(session.name, file, offset)
         return Settled(offset, False)
     staging.finish(session.name, file, session.path)
     return Settled(session.size, True)
@@ -332,12 +332,14 @@ class _Append:
         self._patch = patch
         self._length = length
         checksum = patch.checksum
+        durability = session.volume.durability
         self.sink = FileSink(
             session.volume.threads,
             patch.offset,
             session.size - patch.offset,
             None if checksum is None else tus.CHECKSUMS[checksum.algorithm](),
-            write_back=session.volume.durability.keeps_files,
+            write_back=durability.keeps_files,
+            keep=self._keep if durability.notes_offsets and checksum is None else None,
         )
 
     def whole(self, staging: Staging) -> Settled:
@@ -401,7 +403,18 @@ class _Append:
             except BaseException:
                 if unsure:
                     staging.keep(name, file, staged.offset)
+                elif staging.durability.notes_offsets:
+                    with suppress(OSError):
+                        staging.settle(name, file, file.status().st_size)
                 raise
+
+    def _keep(self, offset: int) -> None:
+        """Have bytes count while more come, whatever becomes of this machine."""
+
+        def keep(staging: Staging) -> None:
+            staging.settle(self.session.name, self.sink.file, offset)
+
+        _within(self.session, keep)
 
     def _verify(self) -> None:
         announced = self._patch.checksum

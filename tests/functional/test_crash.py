@@ -36,11 +36,15 @@ class DaemonCase(SynchronousTestCase):
         self.root = Path(self.mktemp()).resolve()
         self.root.mkdir(parents=True)
         self.addCleanup(shutil.rmtree, self.root)
-        self.daemon = Daemon(self.root)
+        self.daemon = self.make_daemon()
         self.addCleanup(self.end)
         self.daemon.start()
         self.vfid = self.daemon.folder()
         self.folder = self.daemon.path(self.vfid)
+
+    def make_daemon(self) -> Daemon:
+        """The daemon, which is not started yet."""
+        return Daemon(self.root)
 
     def end(self) -> None:
         """Stop the daemon, when the test has not."""

@@ -22,13 +22,17 @@ class StealTests(DaemonCase):
 
     def setUp(self) -> None:
         super().setUp()
-        root = self.root / "other"
-        root.mkdir()
-        self.other = Daemon(root, mounts=self.root)
+        self.other = self.make_other()
         self.addCleanup(self.end_other)
         self.other.start()
         self.content = noise(SIZE)
         self.url = self.daemon.upload_url(self.vfid, "dir/file.bin", SIZE)
+
+    def make_other(self) -> Daemon:
+        """A daemon with the same volumes."""
+        root = self.root / "other"
+        root.mkdir()
+        return Daemon(root, mounts=self.root)
 
     def end_other(self) -> None:
         """Stop the other daemon."""
@@ -74,7 +78,8 @@ class StealTests(DaemonCase):
         result = self.folder / "dir" / "file.bin"
         self.assertEqual(digest(result), hashlib.sha256(self.content).hexdigest())
         self.assertFalse((self.folder / ".upload").exists())
-        self.assertEqual(list((self.root / "local" / ".storage-proxy" / "wanted").iterdir()), [])
+        wanted = self.daemon.volumes["local"] / ".storage-proxy" / "wanted"
+        self.assertEqual(list(wanted.iterdir()), [])
 
     def assert_cut(self, connection: http.client.HTTPConnection) -> None:
         """A connection is closed without an answer."""
@@ -108,7 +113,7 @@ class StealTests(DaemonCase):
 
     def test_killed(self) -> None:
         """A daemon that is killed in mid-PATCH costs its connection; the other one goes on."""
-        (self.root / "local" / ".storage-proxy" / "wanted").mkdir(parents=True)
+        (self.daemon.volumes["local"] / ".storage-proxy" / "wanted").mkdir(parents=True)
         self.stall()
         self.daemon.kill()
         answer = self.ask_other("HEAD")

@@ -16,13 +16,13 @@ from backends.xfs.kernel import Kernel
 from backends.xfs.remote import RemoteProjects
 from backends.xfs.volume import XFSVolume
 from storageproxy.config import VolumeSettings
-from storageproxy.conformance_quota import EnforcedQuotaConformance, ScopeConformance
+from storageproxy.conformance_quota import EnforcedQuotaConformance, SingleLimitConformance
 from storageproxy.threads import VolumeThreads
 from storageproxy.trees import Usage
 from tests.xfs import kernel, services
 
 
-class EmbeddedTests(EnforcedQuotaConformance, ScopeConformance, TestCase):
+class EmbeddedTests(EnforcedQuotaConformance, SingleLimitConformance, TestCase):
     """Limits are set by this process, which is root."""
 
     filled = Usage(6, 2 * 4096)

@@ -15,6 +15,7 @@ storage_proxy = ServiceMaker(
 
 vfs = Backend("vfs", "backends.vfs.VFSBackend")
 xfs = Backend("xfs", "backends.xfs.backend.XFSBackend")
+cephfs = Backend("cephfs", "backends.cephfs.backend.CephFSBackend")
 purestorage = Backend("purestorage", "backends.purestorage.backend.PureStorageBackend")
 
 xfs_agent = ServiceMaker(

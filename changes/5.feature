@@ -1,0 +1,1 @@
+Volumes on CephFS (`backend = "cephfs"`), which any number of daemons may share: limits of vfolders and of quota scopes, usage in constant time, snapshots that are left alone and removed with their vfolder, and the state and performance of the cluster by the `ceph` command.

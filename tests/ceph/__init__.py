@@ -1,0 +1,3 @@
+"""
+What is tested on a real CephFS (:mod:`tests.engines.ceph`): ``python -m tests.ceph``.
+"""
