@@ -366,7 +366,8 @@ async def _check_room(target: Any, vfid: VFolderID, needed: int) -> None:
     room = await target.room(vfid)
     if room is not None and needed > room:
         raise QuotaExceeded(
-            f"volume {target.name}: the clone needs {needed} bytes, and its quota leaves {room}"
+            f"volume {target.name}: the clone needs at least {needed} bytes, and its quota"
+            f" leaves {room}"
         )
 
 

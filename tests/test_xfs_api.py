@@ -172,7 +172,7 @@ class Limits(XFSCase):
         }
         answer = await self.manager("POST", "/folder/clone", params)
         problem = self.assert_problem(answer, 413, "quota-exceeded")
-        self.assertIn("12288", problem["msg"])
+        self.assertIn("at least 9000", problem["msg"])
         self.assertIn("8192", problem["msg"])
         self.assertEqual(list(self.proxy.folder(target).iterdir()), [])
 

@@ -26,7 +26,7 @@ PAUSE = 0.05
 @functools.cache
 def cluster() -> Cluster:
     """The cluster of this process; to be asked for before anything is mounted."""
-    found = case.cluster()
+    found = case.cluster(1)
     for who, name, value in (
         # How often servers tell each other, and how long clients keep to themselves what they did.
         ("mds", "mds_tick_interval", "0.1"),

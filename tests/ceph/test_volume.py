@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from twisted.trial.unittest import TestCase
+
 from backends.cephfs.attributes import MAX_BYTES
 from backends.cephfs.volume import SCOPE_TRASH
 from backends.vfs import VFSVolume
@@ -222,7 +224,7 @@ class InsideTests(VolumeCase):
         self.assertEqual(os.listdir(Path(self.path, *target.scope.layout)), [])
 
 
-class MountTests(OnCephFS):
+class MountTests(OnCephFS, TestCase):
     """Mounts that cannot be used, or not yet."""
 
     mount = "later"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from twisted.internet import reactor
@@ -19,9 +19,14 @@ from storageproxy.config import VolumeSettings
 from storageproxy.vfolder import VFolderID
 from tests.ceph import counting
 
+if TYPE_CHECKING:
+    Case = TestCase
+else:
+    Case = object
 
-class OnCephFS(TestCase):
-    """A test with volumes."""
+
+class OnCephFS(Case):
+    """To be mixed into a TestCase, in front of all else: a test with volumes."""
 
     timeout = 120
     #: The mount that they are on.
@@ -42,7 +47,7 @@ class OnCephFS(TestCase):
         return volume
 
 
-class VolumeCase(OnCephFS):
+class VolumeCase(OnCephFS, TestCase):
     """A test with one volume."""
 
     def setUp(self) -> None:
