@@ -380,7 +380,8 @@ def check_options(settings: VolumeSettings, cls: type[Options]) -> list[str]:
     try:
         return structure(settings.options, cls).problems()
     except Complaint as error:
-        return [f"options.{key.replace('_', '-')}: {why}" for key, why in error.fields.items()]
+        written = {key.replace("-", "_"): key for key in settings.options}
+        return [f"options.{written.get(key, key)}: {why}" for key, why in error.fields.items()]
 
 
 @implementer(IBackend)

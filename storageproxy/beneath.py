@@ -25,6 +25,7 @@ from storageproxy.errors import InvalidSubpath, NotRegularFile
 
 #: ``linux/openat2.h``; the number of the call is the same on all architectures.
 _SYS_OPENAT2 = 437
+_RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
@@ -86,6 +87,9 @@ def _walk(directory: int, path: str, flags: int, mode: int, resolve: int) -> int
             os.close(current)
             current = below
         found = os.open(parts[-1] if parts else ".", flags | os.O_NOFOLLOW, mode, dir_fd=current)
+        if resolve & _RESOLVE_NO_XDEV and _device(found) != _device(directory):
+            os.close(found)
+            raise InvalidSubpath(subpath=path)
         if flags & os.O_PATH and not flags & os.O_NOFOLLOW and _is_link(os.fstat(found)):
             os.close(found)
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -109,6 +113,10 @@ def _has_link(directory: int, parts: list[str]) -> bool:
         if _is_link(status):
             return True
     return False
+
+
+def _device(descriptor: int) -> int:
+    return os.fstat(descriptor).st_dev
 
 
 def _is_link(status: os.stat_result) -> bool:
@@ -338,7 +346,9 @@ class Directory(_Closing):
         """Close the descriptor."""
         os.close(self.descriptor)
 
-    def open(self, path: str, flags: int, mode: int = 0, *, links: bool = True) -> int:
+    def open(
+        self, path: str, flags: int, mode: int = 0, *, links: bool = True, mounts: bool = True
+    ) -> int:
         """
         Open a path beneath the directory.
 
@@ -347,19 +357,26 @@ class Directory(_Closing):
         :param mode: the permissions of a file that ``O_CREAT`` makes.
         :param links: whether symbolic links on the way may be followed. They are never followed
             out of the directory.
+        :param mounts: whether the path may lead into what is mounted beneath the directory.
         :return: a descriptor.
         :raises InvalidSubpath: when the path leads out.
         """
-        return open_beneath(
-            self.descriptor, path, flags, mode, 0 if links else _RESOLVE_NO_SYMLINKS
-        )
+        resolve = (0 if links else _RESOLVE_NO_SYMLINKS) | (0 if mounts else _RESOLVE_NO_XDEV)
+        return open_beneath(self.descriptor, path, flags, mode, resolve)
 
-    def descend(self, path: str, *, links: bool = True) -> Self:
+    def descend(self, path: str, *, links: bool = True, mounts: bool = True) -> Self:
         """Open a directory beneath this one, as one of the same kind."""
-        return type(self)(self.open(path, os.O_RDONLY | os.O_DIRECTORY, links=links))
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        return type(self)(self.open(path, flags, links=links, mounts=mounts))
 
     def open_file(
-        self, path: str, flags: int = os.O_RDONLY, mode: int = 0o666, *, links: bool = True
+        self,
+        path: str,
+        flags: int = os.O_RDONLY,
+        mode: int = 0o666,
+        *,
+        links: bool = True,
+        mounts: bool = True,
     ) -> File:
         """
         Open a regular file, and nothing else: a FIFO would hang, a device would be worse.
@@ -367,7 +384,8 @@ class Directory(_Closing):
         :raises NotRegularFile: when it is anything else.
         """
         try:
-            descriptor = self.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, mode, links=links)
+            flags |= os.O_NONBLOCK | os.O_NOCTTY
+            descriptor = self.open(path, flags, mode, links=links, mounts=mounts)
         except OSError as error:
             # A socket, or a FIFO that nobody reads (open(2)); a directory to be written.
             if error.errno in (errno.ENXIO, errno.EISDIR):

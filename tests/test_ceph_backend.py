@@ -49,7 +49,7 @@ class OptionsTests(SynchronousTestCase):
             ({"client": "client.a", "fs_name": "--id=x"}, "options.fs-name"),
             ({"conf": "/a"}, "options.conf"),
             ({"fs_name": "a"}, "options.fs-name"),
-            ({"exact_usage": "perhaps"}, "options.exact_usage"),
+            ({"exact_usage": "perhaps"}, "options.exact-usage"),
             ({"threads": 1}, "options.threads"),
         ):
             complaints = self.check(**options)

@@ -163,11 +163,6 @@ class LimitTests(CephFSTestCase):
         error = self.assertRaises(BackendFailure, result_of, work)
         self.assertIn(f"{MEBI} bytes was set, and it is 0", error.message)
 
-    def test_volume(self) -> None:
-        """The volume itself has no limit that managers could ask for."""
-        for work in (self.volume.get_quota(None), self.volume.set_quota(None, MEBI)):
-            self.assertRaises(UnsupportedOperation, result_of, work)
-
     def test_scope_race(self) -> None:
         """A scope that somebody else makes at the same time is limited all the same."""
         scope = scoped_id(1).scope

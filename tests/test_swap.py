@@ -178,7 +178,7 @@ class SwapTests(SynchronousTestCase):
 
     def list(self) -> None:
         door = self.door()
-        listing = files.listing(lambda: self.folder.descend("."), self.path, door, 0)
+        listing = files.listing(lambda: self.folder.descend("."), files.scan, self.path, door, 0)
         for item in json.loads(b"".join(listing))["items"]:
             self.assertNotIn(item["name"], ("canary", "huge"))
 

@@ -362,6 +362,26 @@ class DirectoryTests(ProjectsCase):
             self.assertIn(remedy, str(error))
             self.assertIn(self.rig.top, str(error))
 
+    def test_claimed(self) -> None:
+        """A directory that somebody else has given a project is his."""
+        path, project = self.folder(limit=8192)
+        for lines in (f"{project}:{path}\n42:{path}\n", f"42:{path}/\n{project}:{path}\n"):
+            with open(self.rig.places, "w") as file:
+                file.write(lines)
+            with opened(path) as descriptor:
+                for work in (
+                    self.projects.allocate(descriptor),
+                    self.projects.account(descriptor),
+                    self.projects.set_limit(descriptor, Limit(4096)),
+                ):
+                    error = self.assertRaises(NotManaged, self.do, work)
+                    self.assertIn("project 42", str(error))
+            os.rename(path, self.rig.path("out"))
+            self.assertRaises(NotManaged, self.do, self.projects.release(42))
+            os.rename(self.rig.path("out"), path)
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+        self.assertEqual(self.kernel.of(path), Mark(project, True))
+
     def test_descriptors(self) -> None:
         """Whatever happens, no descriptor is left open, and the caller's stays."""
         path, _ = self.folder()
@@ -503,14 +523,13 @@ class ReleaseTests(ProjectsCase):
         self.assertEqual(self.account(path).limit, Limit(8192))
 
     def test_charged(self) -> None:
-        """What is in the trash keeps the id taken, without a limit, until it is gone."""
+        """What is in the trash keeps the id taken, and its limit, until it is gone."""
         path, project = self.folder(limit=8192)
         trash = self.rig.path("trash")
         os.rename(path, trash)
         self.assertFalse(self.do(self.projects.release(project)))
-        self.assertEqual(self.kernel.limits, {})
-        self.assertEqual(self.projects.registry.read().paths, {})
-        self.assertTrue(self.projects.registry.read().is_taken(project))
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+        self.assertRegistered({project: path})
         self.assertNotEqual(self.folder(2)[1], project)
         os.rmdir(trash)
         self.assertTrue(self.do(self.projects.release(project)))
@@ -548,11 +567,55 @@ class ReleaseTests(ProjectsCase):
     def test_back(self) -> None:
         """A directory that comes back between two steps keeps its project and its limit."""
         path, project = self.folder(limit=8192)
-        trash = self.rig.path("trash")
-        os.rename(path, trash)
-        self.rig.on_step = lambda name: name == "displaced" and os.rename(trash, path)
+        os.rmdir(path)
+        self.rig.on_step = lambda name: name == "displaced" and self.rig.folder(1)
         self.assertFalse(self.do(self.projects.release(project)))
-        self.assertEqual(self.account(path).limit, Limit(8192))
+        self.assertRegistered({project: path})
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+
+    def test_charged_meanwhile(self) -> None:
+        """So does a project that something is charged to by then."""
+        path, project = self.folder(limit=8192)
+        elsewhere = self.kernel.make(self.rig.path("elsewhere"))
+        os.rmdir(path)
+        self.rig.on_step = lambda name: name == "displaced" and self.kernel.put(elsewhere, project)
+        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertRegistered({project: path})
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+
+    def test_mark_of_other(self) -> None:
+        """What is at its place keeps its limit, though its owner has changed its project."""
+        path, project = self.folder(1, limit=8192)
+        second, other = self.folder(2, limit=4096)
+        self.kernel.put(second, project)
+        self.kernel.put(path, 0)
+        os.rmdir(second)
+        self.assertFalse(self.do(self.projects.release(project)))
+        self.kernel.put(path, other)
+        self.assertFalse(self.do(self.projects.release(other)), "it is charged with the first")
+        self.assertEqual(self.kernel.limits, {project: Limit(8192), other: Limit(4096)})
+        self.assertRegistered({project: path, other: second})
+
+    def test_unknown_path(self) -> None:
+        """Nor is a limit lifted of a project that the registry has lost, when something has it."""
+        path, project = self.folder(1, limit=8192)
+        for name in (self.rig.places, self.rig.names):
+            os.unlink(name)
+        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertEqual(self.kernel.of(path).project, project)
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+
+    def test_second_directory(self) -> None:
+        """A project that has a second directory, as an administrator says, keeps its limit."""
+        path, project = self.folder(1, limit=8192)
+        other = self.kernel.make(self.rig.path("other"))
+        with open(self.rig.places, "a") as file:
+            file.write(f"{project}:{other}\n")
+        os.rmdir(path)
+        for _ in range(2):
+            self.assertFalse(self.do(self.projects.release(project)))
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+        self.assertEqual(self.lines(self.rig.places), [f"{project}:{other}"])
 
     def test_failure(self) -> None:
         """When the limit cannot be lifted, the id stays taken."""

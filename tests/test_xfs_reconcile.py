@@ -4,6 +4,8 @@ Registry, limits and inodes are brought together again, on a kernel in memory.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -158,6 +160,144 @@ class DriftTests(ReconcileCase):
         self.assertFalse(self.do(self.projects.release(project)))
         self.assertRegistered({project: path})
         self.assertEqual(self.kernel.limits[project], Limit(8192))
+
+    def refuse(self, name: str, number: int) -> None:
+        """Have each look at what ends so fail."""
+        descend = Directory.descend
+
+        def wrapped(directory: Directory, path: str, **how: bool) -> Directory:
+            if path.endswith(name):
+                raise OSError(number, os.strerror(number))
+            return descend(directory, path, **how)
+
+        self.patch(Directory, "descend", wrapped)
+
+    def test_cannot_be_looked_at(self) -> None:
+        """Whatever is in the way of a folder, it is told, and keeps its limit; the rest is done."""
+        path, project = self.folder(2, limit=8192)
+        others = [self.folder(digits)[0] for digits in (1, 3)]
+        for number, words in (
+            (errno.EXDEV, "umount"),
+            (errno.EIO, "Input/output error"),
+            (errno.ENAMETOOLONG, "File name too long"),
+        ):
+            for other in others:
+                self.kernel.put(other, 0)
+            with contextlib.ExitStack() as patched:
+                real = Directory.descend
+                patched.callback(setattr, Directory, "descend", real)
+                self.refuse("0002", number)
+                lines = self.reconcile()
+                self.assertLine(lines, path, "could not be looked at", words)
+                self.assertEqual(len(lines), 3, lines)
+                self.assertFalse(self.do(self.projects.release(project)))
+            self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+            self.assertRight()
+
+    def test_above_cannot_be_looked_at(self) -> None:
+        """So it is with a directory above folders."""
+        path, project = self.folder(1, limit=8192)
+        scope = self.rig.folder(1, SCOPE)
+        self.refuse("cd", errno.EIO)
+        lines = self.reconcile()
+        self.assertLine(lines, self.rig.path("ab", "cd"), "Input/output error")
+        self.assertLine(lines, os.path.dirname(scope), "Input/output error")
+        self.assertEqual(len(lines), 2, lines)
+        self.assertRegistered({project: path})
+
+    def test_missed_inside(self) -> None:
+        """What cannot be looked at in a folder is told by its cause."""
+        path, _ = self.folder(1)
+        for name in ("one", "two", "three"):
+            self.kernel.make(os.path.join(path, name))
+        self.refuse("one", errno.EXDEV)
+        self.refuse("two", errno.EIO)
+        lines = self.reconcile()
+        self.assertLine(lines, path, "1 files and directories", "umount")
+        self.assertLine(lines, path, "1 files and directories", "Input/output error")
+        self.assertEqual(len(lines), 2, lines)
+
+    def test_ids_taken(self) -> None:
+        """When there are no ids any more the folders that have one are put right all the same."""
+        path, project = self.folder(1, limit=8192)
+        new = self.rig.folder(2)
+        self.kernel.put(path, 0)
+        self.projects.ids = range(project, project + 1)
+        lines = self.reconcile()
+        self.assertLine(lines, new, "gets none", "give the agent more")
+        self.assertEqual(self.account(path).limit, Limit(8192))
+
+    def test_cannot_be_freed(self) -> None:
+        """A project that cannot be freed is told, and the next ones are."""
+        paths = [self.folder(digits, limit=8192)[0] for digits in range(2)]
+        for path in paths:
+            os.rmdir(path)
+        self.rig.limits.says = "no"
+        lines = self.reconcile()
+        for path in paths:
+            self.assertLine(lines, path, "cannot be freed", "no")
+        self.rig.limits.says = ""
+        self.reconcile()
+        self.assertRegistered({})
+
+
+class OthersTests(ReconcileCase):
+    """Projects that somebody else has given."""
+
+    def write(self, *lines: str) -> None:
+        with open(self.rig.places, "a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+    def test_claimed(self) -> None:
+        """A folder that somebody else claims is told, and left alone with its project."""
+        path, project = self.folder(1, limit=8192)
+        self.write(f"42:{path}")
+        for carried in (project, 0, 42):
+            self.kernel.put(path, carried)
+            lines = self.reconcile()
+            self.assertLine(lines, path, "project 42", f"has project {carried}", "left alone")
+            self.assertEqual(len(lines), 1, lines)
+            self.assertEqual(self.kernel.of(path).project, carried)
+        self.assertEqual(self.kernel.limits, {project: Limit(8192)})
+
+    def test_inside(self) -> None:
+        """His directory in a folder is left alone, and told when it has another project."""
+        path, _ = self.folder(1)
+        inside = self.kernel.make(os.path.join(path, "his"))
+        self.kernel.put(inside, 42)
+        self.write(f"42:{inside}/")
+        self.assertRight()
+        self.kernel.put(inside, 0)
+        self.assertLine(self.reconcile(), inside, "project 42", "has project 0")
+        self.assertEqual(self.kernel.of(inside).project, 0)
+
+    def test_scope(self) -> None:
+        """Folders of a scope that he claims are his, too."""
+        scope = self.kernel.make(self.rig.path(SCOPE))
+        self.write(f"42:{scope}")
+        path = self.rig.folder(1, SCOPE)
+        self.assertLine(self.reconcile(), scope, "project 42")
+        self.assertEqual(self.kernel.of(path), Mark(0, False))
+
+    def test_named(self) -> None:
+        """An id that he has named is his, also when a folder has it that nobody knows."""
+        with open(self.rig.names, "w") as file:
+            file.write("his:1500\n")
+        path = self.rig.folder(1)
+        self.kernel.put(path, 1500)
+        self.kernel.limits[1500] = Limit(8192)
+        self.assertLine(self.reconcile(), path, "project 1500", "left alone")
+        os.rmdir(path)
+        self.assertRight()
+        self.assertEqual(self.kernel.limits, {1500: Limit(8192)})
+
+    def test_other_volume(self) -> None:
+        """A folder does not get the project that a directory of another volume has."""
+        self.write("1500:/elsewhere")
+        path = self.rig.folder(1)
+        self.kernel.put(path, 1500)
+        self.assertLine(self.reconcile(), f"{path} had no project")
+        self.assertEqual(self.projects.registry.read().paths[1500], "/elsewhere")
 
 
 class FolderTests(ReconcileCase):

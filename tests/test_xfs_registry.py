@@ -49,7 +49,7 @@ class EntriesTests(SynchronousTestCase):
         """Lines are understood as projects(5) and projid(5) say."""
         entries = Entries.parse(PLACES, NAMES)
         self.assertEqual(entries.paths, {7: "/srv/seven", 8: "/srv/eight: and more"})
-        self.assertEqual(entries.projects["/srv/also seven"], 7)
+        self.assertEqual(entries.projects["/srv/also seven"], {7})
         self.assertEqual((entries.ours, entries.others), (set(), {7, 9}))
         for project in (7, 8, 9):
             self.assertTrue(entries.is_taken(project))
@@ -62,7 +62,7 @@ class EntriesTests(SynchronousTestCase):
         self.assertEqual(
             entries.files, (PLACES + b"\n100:/srv/new\n", NAMES + b"storage-proxy-100:100\n")
         )
-        self.assertEqual(entries.projects["/srv/new"], 100)
+        self.assertEqual(entries.projects["/srv/new"], {100})
 
     def test_named_already(self) -> None:
         """A project that somebody has named keeps that name alone."""
@@ -93,13 +93,44 @@ class EntriesTests(SynchronousTestCase):
         entries.displace(100)
         self.assertEqual(entries.files[0], b"100:/b\n1100:/a\n")
         self.assertEqual(entries.paths, {100: "/b", 1100: "/a"})
-        self.assertEqual(entries.projects, {"/b": 100, "/a": 1100})
+        self.assertEqual(entries.projects, {"/b": {100}, "/a": {1100}})
+        entries = Entries.parse(b"100:/a\n7:/a\n", b"")
+        entries.displace(100)
+        self.assertEqual(entries.projects, {"/a": {7}})
 
     def test_displace_nothing(self) -> None:
         """A project without a directory has none to lose."""
         entries = Entries.parse(b"", b"storage-proxy-100:100\n")
         entries.displace(100)
         self.assertEqual(entries.files, (b"", b"storage-proxy-100:100\n"))
+
+    def test_spellings(self) -> None:
+        """A directory is the same, however its path is written."""
+        entries = Entries.parse(b"7:/a/b/\n8://a//b\n9:/a/./b\n", b"")
+        self.assertEqual(entries.projects, {"/a/b": {7, 8, 9}})
+
+    def test_ours(self) -> None:
+        """Ours is what has one of the ids, or our name, unless somebody else has named it."""
+        names = b"storage-proxy-5:5\nmine:101\nstorage-proxy-102:102\nalso mine:102\nmine:6\n"
+        entries = Entries.parse(b"7:/a\n100:/b\n101:/c\n102:/d\n5:/e\n103:/e\n", names)
+        ours = {project for project in range(200) if entries.is_ours(project, IDS)}
+        self.assertEqual(ours, {5, *IDS} - {101, 102})
+        for path, project in (("/b", 100), ("/e", 5), ("/nowhere", None)):
+            self.assertEqual(entries.given(path, IDS), project)
+        for path, project in (("/a", 7), ("/c", 101), ("/d", 102)):
+            error = self.assertRaises(NotManaged, entries.given, path, IDS)
+            self.assertIn(f"project {project}", str(error))
+
+    def test_claimed(self) -> None:
+        """When a line of ours and one of somebody else give a directory a project, his counts."""
+        for places in (b"100:/a\n7:/a/\n", b"7:/a\n100:/a\n"):
+            self.assertRaises(NotManaged, Entries.parse(places, b"").given, "/a", IDS)
+
+    def test_forget_used(self) -> None:
+        """An id that has got a directory meanwhile is not given back."""
+        entries = Entries.parse(b"100:/a\n", b"storage-proxy-100:100\n")
+        entries.forget(100)
+        self.assertEqual(entries.files, (b"100:/a\n", b"storage-proxy-100:100\n"))
 
     def test_forget_others(self) -> None:
         """A name that somebody else has given is not ours to remove."""

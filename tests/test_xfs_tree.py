@@ -4,6 +4,7 @@ The directories of a volume, on a kernel in memory.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,12 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from backends.xfs.interfaces import Mark
 from backends.xfs.testing import MemoryKernel
-from backends.xfs.tree import Seizure, Tree
+from backends.xfs.tree import Tree
 from storageproxy.beneath import Directory
-from storageproxy.removal import remove
-from storageproxy.threads import Abandoned, Progress
 from storageproxy.vfolder import VFolderID
 from tests.strategies import QUICK, vfolder_ids
 
@@ -31,11 +29,11 @@ class TreeTests(SynchronousTestCase):
 
     def folders(self) -> list[tuple[str, bool]]:
         with self.tree.open() as root:
-            return [(self.tree.relative(path), scope) for path, scope in self.tree.folders(root)]
+            found = self.tree.folders(root, self.missed)
+            return [(self.tree.relative(path), scope) for path, scope in found]
 
-    def seize(self, path: str, project: int, others: tuple[str, ...] = ()) -> Seizure:
-        with Directory.open_root(path) as top:
-            return self.tree.seize(top, project, others)
+    def missed(self, path: str, error: OSError) -> None:
+        raise error
 
     def test_mount(self) -> None:
         """The mount point is the last directory above that is on the same file system."""
@@ -65,7 +63,7 @@ class TreeTests(SynchronousTestCase):
         for vfid in vfids:
             directory.joinpath(*vfid.layout).mkdir(parents=True, exist_ok=True)
         with tree.open() as root:
-            found = list(tree.folders(root))
+            found = list(tree.folders(root, self.missed))
         expected = {(str(directory.joinpath(*vfid.layout)), False) for vfid in vfids}
         scopes = {vfid.scope.owner.hex for vfid in vfids if vfid.scope is not None}
         expected |= {(str(directory / scope), True) for scope in scopes}
@@ -83,40 +81,40 @@ class TreeTests(SynchronousTestCase):
         Path(self.top, "ef").symlink_to("ab")
         self.assertEqual(self.folders(), [(f"ab/cd/{'0' * 28}", False)])
 
-    def test_seize(self) -> None:
-        """A tree is given to a project, but for what has one of its own."""
-        top = self.kernel.make(os.path.join(self.top, "a"))
-        other = self.kernel.make(self.kernel.make(os.path.join(top, "b")) + "/c")
-        self.kernel.make(os.path.join(other, "file"), b"")
-        file = self.kernel.make(os.path.join(top, "b", "file"), b"")
-        os.symlink("file", os.path.join(top, "link"))
-        self.assertEqual(self.seize(top, 7, ("b/c",)), Seizure(7, entries=4, changed=3, closed=0))
-        self.assertEqual(self.kernel.of(top), Mark(7, True))
-        self.assertEqual(self.kernel.of(file), Mark(7, False))
-        self.assertEqual(self.kernel.of(other), Mark(0, False))
-        self.assertEqual(self.seize(top, 7, ("b/c",)).changed, 0)
-        self.assertEqual(self.seize(top, 7), Seizure(7, entries=6, changed=2, closed=0))
+    def test_missed(self) -> None:
+        """What cannot be looked at is told, and the rest is found."""
+        folder = Path(self.top, "ab", "cd", "0" * 28)
+        folder.mkdir(parents=True)
+        Path(self.top, "ef", "01").mkdir(parents=True)
+        descend = Directory.descend
 
-    def test_deep(self) -> None:
-        """Depth is no limit."""
-        top = self.kernel.make(os.path.join(self.top, "a"))
-        here = os.getcwd()
-        # Trial cannot remove a path of this length.
-        volume = Directory.open_root(self.top)
-        self.addCleanup(volume.close)
-        self.addCleanup(remove, volume, "a")
-        self.addCleanup(os.chdir, here)
-        os.chdir(top)
-        for _ in range(60):
-            os.mkdir("d" * 100)
-            os.chdir("d" * 100)
-        self.assertEqual(self.seize(top, 7), Seizure(7, entries=61, changed=61, closed=0))
+        def refuse(directory: Directory, path: str, **how: bool) -> Directory:
+            if path == "ef":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            if path == "ab":
+                self.assertEqual(how, {"links": False, "mounts": False})
+            return descend(directory, path, **how)
 
-    def test_abandoned(self) -> None:
-        """It ends when nobody waits for it any more."""
-        top = self.kernel.make(os.path.join(self.top, "a"))
-        self.kernel.make(os.path.join(top, "b"), b"")
-        progress = Progress()
-        progress.abandon()
-        with Directory.open_root(top) as directory:
-            self.assertRaises(Abandoned, self.tree.seize, directory, 7, (), progress.step)
+        self.patch(Directory, "descend", refuse)
+        missed: list[tuple[str, int | None]] = []
+        with self.tree.open() as root:
+            found = list(
+                self.tree.folders(root, lambda path, error: missed.append((path, error.errno)))
+            )
+        self.assertEqual(found, [(str(folder), False)])
+        self.assertEqual(missed, [(os.path.join(self.top, "ef"), errno.EACCES)])
+
+    def test_find(self) -> None:
+        """Links are none; what is hidden by a mount is there, and is not looked at."""
+        Path(self.top, "a", "b").mkdir(parents=True)
+        Path(self.top, "link").symlink_to("a")
+        with self.tree.open() as root:
+            for name in ("x", "link", "link/b", "a/b/c"):
+                self.assertIsNone(self.tree.find(root, os.path.join(self.top, name)))
+            found = self.tree.find(root, os.path.join(self.top, "a/b"))
+            assert found is not None
+            found.close()
+        proc = Tree("/", self.kernel)
+        with proc.open() as root, self.assertRaises(OSError) as caught:
+            proc.find(root, "/proc/self")
+        self.assertEqual(caught.exception.errno, errno.EXDEV)

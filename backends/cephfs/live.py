@@ -25,14 +25,16 @@ class LiveDirectory(Directory):
 
     __slots__ = ()
 
-    def open(self, path: str, flags: int, mode: int = 0, *, links: bool = True) -> int:
+    def open(
+        self, path: str, flags: int, mode: int = 0, *, links: bool = True, mounts: bool = True
+    ) -> int:
         """
         See :meth:`storageproxy.beneath.Directory.open`.
 
         :raises InvalidSubpath: also when the path leads to snapshots.
         """
         _refuse(path, path)
-        descriptor = super().open(path, flags, mode, links=links)
+        descriptor = super().open(path, flags, mode, links=links, mounts=mounts)
         if links:
             try:
                 # Where symbolic links have led, in the words of the kernel (proc(5)).

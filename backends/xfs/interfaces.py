@@ -106,8 +106,8 @@ class IProjects(Interface):
         """
         Forget a project whose directory is gone from its place, and lift its limit.
 
-        :return: whether it is free; when something is charged to it still, its id stays taken
-            until it is reconciled.
+        :return: whether it is free; when something is charged to it still, it keeps its limit, and
+            its id stays taken, until it is reconciled.
         """
 
     def reconcile() -> Coroutine[Any, Any, list[str]]:

@@ -34,7 +34,7 @@ from backends.xfs.kernel import LAST_PROJECT, Kernel
 from backends.xfs.reconcile import Reconciliation
 from backends.xfs.registry import Entries, Registry, no_step
 from backends.xfs.tree import Tree
-from storageproxy.beneath import File
+from storageproxy.beneath import Directory, File
 from storageproxy.errors import BackendFailure, InvalidParameters
 from storageproxy.interfaces import IThreads
 
@@ -59,9 +59,14 @@ def audit(what: str, **values: Any) -> None:
     _audit.info(what + ", for {asked_by}.", asked_by=asked_by.get(), **values)
 
 
+def is_charged(account: Account) -> bool:
+    """Whether something belongs to a project."""
+    return account.size != 0 or account.inodes != 0
+
+
 def is_unused(account: Account) -> bool:
     """Whether the kernel has nothing of a project."""
-    return account.limit == Limit(0) and not account.size and not account.inodes
+    return account.limit == Limit(0) and not is_charged(account)
 
 
 @implementer(IProjects)
@@ -154,7 +159,8 @@ class Projects:
             path = await self.threads.run(self._gone_from, project)
             if path is None:
                 return False
-            return await self.retire(project, path)
+            account = await self.retire(project, path)
+            return account is not None and is_unused(account)
 
     async def reconcile(self) -> list[str]:
         """See :meth:`backends.xfs.interfaces.IProjects.reconcile`."""
@@ -172,7 +178,7 @@ class Projects:
         """
 
         def edit(entries: Entries) -> int:
-            current = entries.projects.get(path)
+            current = entries.given(path, self.ids)
             if current is not None:
                 if current == carried or current not in busy:
                     return current
@@ -186,7 +192,7 @@ class Projects:
             self._last = project
             return project
 
-        known = await self.threads.run(lambda: self.registry.read().projects.get(path))
+        known = await self.threads.run(self._given, path)
         if known is not None and known == carried:
             return known
         project = await self.commits.apply(edit)
@@ -205,46 +211,45 @@ class Projects:
                 if account.project in self.ids and not is_unused(account)
             )
 
-    async def retire(self, project: int, path: str) -> bool:
+    async def retire(self, project: int, path: str) -> Account | None:
         """
-        Take away the limit of a project that has no directory, and give its id back when nothing
-        is charged to it any more. To be done in one's turn.
+        Take away the limit of a project and give its id back, unless there is a directory at its
+        path, or something is charged to it. To be done in one's turn.
+
+        Whoever owns a directory can take it out of its project, and another one in. So neither is
+        told by the inodes alone: what is there keeps its project whatever its inode says, and what
+        is elsewhere (an administrator may have moved it) is charged to its own.
 
         :param path: where its directory was; "" when that is not known.
-        :return: whether the id was given back.
+        :return: what the kernel has of it: nothing when the id was given back. None when its
+            directory is there.
         """
 
         def displace(entries: Entries) -> bool:
-            if entries.paths.get(project, "") != path:
+            if entries.paths.get(project, "") != path or not entries.is_ours(project, self.ids):
                 return False
             entries.displace(project)
-            return True
+            return project not in entries.paths
 
         def restore(entries: Entries) -> None:
-            if path not in entries.projects:
+            if path and path not in entries.projects:
                 entries.place(project, path)
 
+        account = await self.threads.run(self._left, project, path)
+        if account is None or is_charged(account):
+            return account
         if not await self.commits.apply(displace):
-            return False
+            return None
         self.step("displaced")
-        is_back: bool = await self.threads.run(self._is_at, path, project)
-        if is_back:
-            # It was made again meanwhile.
+        # Once more, as it may have been made again: see _take.
+        account = await self.threads.run(self._left, project, path)
+        if account is None or is_charged(account):
             await self.commits.apply(restore)
-            return False
-        account = await self.threads.run(self._account, project)
+            return account
         if account.limit != Limit(0):
             account = await self._set(project, Limit(0))
         if not is_unused(account):
-            audit(
-                "Project {project} of {path} has no limit any more, and {size} bytes in {inodes}"
-                " files and directories",
-                project=project,
-                path=path or "no directory",
-                size=account.size,
-                inodes=account.inodes,
-            )
-            return False
+            return account
         await self.commits.apply(lambda entries: entries.forget(project))
         self.step("forgotten")
         audit(
@@ -252,7 +257,7 @@ class Projects:
             project=project,
             path=path or "no directory",
         )
-        return True
+        return account
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -282,7 +287,7 @@ class Projects:
         with held.descriptor() as directory:
             path = self.tree.locate(directory)
             carried = self._carried(directory)
-            if self.registry.read().projects.get(path) != carried and os.listdir(directory):
+            if self._given(path) != carried and os.listdir(directory):
                 raise NotManaged(f"{path} is not empty: reconciling gives it a project")
             return path, carried
 
@@ -299,14 +304,14 @@ class Projects:
                 self.step("marked")
             os.fsync(directory)
             self.step("synced")
-        # Who retires a project looks for its mark after he has taken its directory from it, so one
-        # of both sees the other.
-        return self.registry.read().projects.get(path) == project
+        # Who retires a project looks for what it is charged with after he has taken its directory
+        # from it, so one of both sees the other.
+        return self._given(path) == project
 
     def _own_account(self, held: File) -> Account:
         with held.descriptor() as directory:
             path = self.tree.locate(directory)
-            project = self.registry.read().projects.get(path)
+            project = self._given(path)
             if project is None:
                 raise NotManaged(f"{path} has no project: reconciling gives it one")
             found = self._carried(directory)
@@ -323,6 +328,9 @@ class Projects:
         except OSError as error:
             raise NotManaged(f"a directory has to be open for reading: {error}") from None
 
+    def _given(self, path: str) -> int | None:
+        return self.registry.read().given(path, self.ids)
+
     def _account(self, project: int) -> Account:
         with self.tree.open() as root:
             return self.tree.kernel.account(root.descriptor, project)
@@ -337,29 +345,33 @@ class Projects:
 
     def _gone_from(self, project: int) -> str | None:
         entries = self.registry.read()
+        if not entries.is_ours(project, self.ids):
+            raise NotManaged(f"project {project} is none of ours")
         path = entries.paths.get(project)
         if path is None:
-            if project in entries.others or project not in self.ids:
-                raise NotManaged(f"project {project} is none of ours")
             return ""
         if not self.tree.has(path):
             raise NotManaged(f"project {project} is that of {path}, not in {self.tree.path}")
-        return None if self._is_at(path, project) else path
-
-    def _is_at(self, path: str, project: int) -> bool:
-        """Whether there is a directory at a path that belongs to a project."""
-        if not path:
-            return False
         with self.tree.open() as root:
-            try:
-                found = self.tree.find(root, path)
-            except PermissionError:
-                # What cannot be looked at is there, at least.
-                return True
-            if found is None:
-                return False
-            with found:
-                return self.tree.kernel.mark(found.descriptor).project == project
+            return None if self._is_there(root, path) else path
+
+    def _left(self, project: int, path: str) -> Account | None:
+        """What is left of a project, unless its directory is there."""
+        with self.tree.open() as root:
+            if path and self._is_there(root, path):
+                return None
+            return self.tree.kernel.account(root.descriptor, project)
+
+    def _is_there(self, root: Directory, path: str) -> bool:
+        try:
+            found = self.tree.find(root, path)
+        except OSError:
+            # What cannot be looked at is there, at least.
+            return True
+        if found is None:
+            return False
+        found.close()
+        return True
 
     # ----
 

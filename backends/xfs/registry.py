@@ -60,7 +60,7 @@ class Entries:
     :param places: the lines of the first one.
     :param names: the lines of the second one.
     :ivar paths: project to directory. Of several lines for one project, the first counts.
-    :ivar projects: directory to project, likewise.
+    :ivar projects: directory to all projects that lines give to it.
     :ivar ours: the projects that have the name that we give.
     :ivar others: those that have another one.
     """
@@ -68,7 +68,7 @@ class Entries:
     places: list[bytes]
     names: list[bytes]
     paths: dict[int, str] = field(init=False, factory=dict)
-    projects: dict[str, int] = field(init=False, factory=dict)
+    projects: dict[str, frozenset[int]] = field(init=False, factory=dict)
     ours: set[int] = field(init=False, factory=set)
     others: set[int] = field(init=False, factory=set)
 
@@ -84,6 +84,33 @@ class Entries:
     def parse(cls, places: bytes, names: bytes) -> Entries:
         """Read the contents of both files."""
         return cls(_LINE.findall(places), _LINE.findall(names))
+
+    def is_ours(self, project: int, ids: range) -> bool:
+        """
+        Whether a project is one that was given here: it has an id of those, or our name, and
+        nobody else has named it.
+
+        :param ids: those that may be given. They may have been others once; the names tell then.
+        """
+        return project not in self.others and (project in ids or project in self.ours)
+
+    def claims(self, path: str, ids: range) -> frozenset[int]:
+        """The projects that lines of others give to a directory."""
+        found = self.projects.get(path, frozenset())
+        return frozenset(project for project in found if not self.is_ours(project, ids))
+
+    def given(self, path: str, ids: range) -> int | None:
+        """
+        Find the project that was given to a directory.
+
+        :raises NotManaged: when a line of somebody else gives it one.
+        """
+        if claims := self.claims(path, ids):
+            raise NotManaged(
+                f"{path} belongs to project {min(claims)}, as a line of somebody else says: without"
+                " that it would get one of those that are given here"
+            )
+        return min(self.projects.get(path, ()), default=None)
 
     def is_taken(self, project: int) -> bool:
         """Whether an id is in use, by whomsoever."""
@@ -130,20 +157,26 @@ class Entries:
         path = self.paths.pop(project, None)
         if path is None:
             return
-        if self.projects.get(path) == project:
-            del self.projects[path]
+        left = self.projects[_directory(path)] - {project}
+        if left:
+            self.projects[_directory(path)] = left
+        else:
+            del self.projects[_directory(path)]
         lines, self.places = self.places, []
         for line in lines:
             if b"%d:" % project in line and (found := _PLACE.match(line)):
                 other = os.fsdecode(found[2])
-                if int(found[1]) == project and other == path:
-                    continue
-                # Others may have given it a second directory, or the directory a second project.
-                self._placed(int(found[1]), other)
+                if int(found[1]) == project:
+                    if other == path:
+                        continue
+                    # Others may have given it a second directory.
+                    self._placed(project, other)
             self.places.append(line)
 
     def forget(self, project: int) -> None:
-        """Give an id back. Names that others have given to it stay."""
+        """Give an id back that has no directory. Names that others have given to it stay."""
+        if project in self.paths:
+            return
         line = _name_line(project)
         self.names = [one for one in self.names if one != line and one + b"\n" != line]
         self.ours.discard(project)
@@ -163,7 +196,13 @@ class Entries:
 
     def _placed(self, project: int, path: str) -> None:
         self.paths.setdefault(project, path)
-        self.projects.setdefault(path, project)
+        directory = _directory(path)
+        self.projects[directory] = self.projects.get(directory, frozenset()) | {project}
+
+
+def _directory(path: str) -> str:
+    """What a path names, however people write it."""
+    return os.path.normpath("/" + path.lstrip("/"))
 
 
 def _append(lines: list[bytes], line: bytes) -> None:

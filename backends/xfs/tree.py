@@ -13,34 +13,20 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
-from attrs import define, frozen
+from attrs import frozen
 
-from backends.xfs.interfaces import IKernel, Mark, NotManaged, Quotas
-from storageproxy import trees
+from backends.xfs.interfaces import IKernel, NotManaged, Quotas
 from storageproxy.beneath import Directory, File
-from storageproxy.errors import BackendFailure, InvalidSubpath, NotRegularFile
+from storageproxy.errors import BackendFailure, InvalidSubpath
 from storageproxy.trees import VANISHED, Step, unwatched
 
+#: Called with the path of what cannot be looked at, and why.
+Missed: TypeAlias = Callable[[str, OSError], object]
+
 _PREFIX, _REST, _SCOPE = (re.compile(f"[0-9a-f]{{{digits}}}") for digits in (2, 28, 32))
-
-
-@define
-class Seizure:
-    """
-    What was found when a tree was given to a project.
-
-    :param project: the project.
-    :ivar entries: all that is in it, itself included.
-    :ivar changed: how many files and directories had to be changed.
-    :ivar closed: how many could not be looked at, as their permissions do not allow it.
-    """
-
-    project: int
-    entries: int = 0
-    changed: int = 0
-    closed: int = 0
 
 
 @frozen
@@ -151,110 +137,53 @@ class Tree:
         Open the directory at a path in the volume, unless there is none.
 
         :param root: the open volume.
+        :raises OSError: when it cannot be looked at: EXDEV when something else is mounted there.
         """
         try:
-            return root.descend(self.relative(path), links=False)
+            return root.descend(self.relative(path), links=False, mounts=False)
         except InvalidSubpath:
-            return None
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path) from None
         except OSError as error:
             if error.errno in VANISHED:
                 return None
             raise
 
-    def folders(self, root: Directory, step: Step = unwatched) -> Iterator[tuple[str, bool]]:
+    def folders(
+        self, root: Directory, missed: Missed, step: Step = unwatched
+    ) -> Iterator[tuple[str, bool]]:
         """
         Look for the vfolders of the volume, and for the scopes that have some.
 
         :param root: the open volume.
+        :param missed: called for each directory above them that cannot be looked at.
         :return: the path of each, and whether it is a scope; those before the vfolders in them.
         """
-        yield from self._folders(root, "")
-        for scope in _names(root, ".", _SCOPE):
+        yield from self._folders(root, "", missed)
+        for scope in self._names(root, ".", _SCOPE, missed):
             step(1)
             yield os.path.join(self.path, scope), True
-            yield from self._folders(root, f"{scope}/")
+            yield from self._folders(root, f"{scope}/", missed)
 
-    def _folders(self, root: Directory, above: str) -> Iterator[tuple[str, bool]]:
-        for first in _names(root, above or ".", _PREFIX):
-            for second in _names(root, f"{above}{first}", _PREFIX):
-                for rest in _names(root, f"{above}{first}/{second}", _REST):
+    def _folders(self, root: Directory, above: str, missed: Missed) -> Iterator[tuple[str, bool]]:
+        for first in self._names(root, above or ".", _PREFIX, missed):
+            for second in self._names(root, f"{above}{first}", _PREFIX, missed):
+                for rest in self._names(root, f"{above}{first}/{second}", _REST, missed):
                     yield os.path.join(self.path, f"{above}{first}/{second}/{rest}"), False
 
-    def seize(
-        self,
-        top: Directory,
-        project: int,
-        others: Container[str] = (),
-        step: Step = unwatched,
-    ) -> Seizure:
-        """
-        Give a directory to a project, with all that is in it.
-
-        Links, FIFOs and the like keep theirs, as they cannot be opened.
-
-        :param others: paths beneath it that have projects of their own.
-        :param step: called for each entry.
-        """
-        found = Seizure(project)
-        directories = visited = 0
-        forgive = VANISHED | {errno.EACCES}
-        for path, directory, entries in trees.walk(top, forgive=forgive, step=step):
-            if _is_within(path, others):
-                for _ in entries:
-                    step(1)
-                continue
-            visited += 1
-            found.entries += 1
-            found.changed += self._mark(directory.descriptor, Mark(project, True))
-            for entry in entries:
-                step(1)
-                if entry.is_dir(follow_symlinks=False):
-                    directories += f"{path}/{entry.name}".lstrip("/") not in others
-                    continue
-                found.entries += 1
-                if entry.is_file(follow_symlinks=False):
-                    self._seize_file(directory, entry.name, found)
-        found.closed += max(0, directories + 1 - visited)
-        return found
-
-    def _seize_file(self, directory: Directory, name: str, found: Seizure) -> None:
+    def _names(
+        self, root: Directory, path: str, pattern: re.Pattern[str], missed: Missed
+    ) -> list[str]:
+        """The directories in one that have certain names."""
         try:
-            with directory.open_file(name, links=False) as file, file.descriptor() as descriptor:
-                found.changed += self._mark(descriptor, Mark(found.project, False))
-        except NotRegularFile:
-            return
-        except OSError as error:
-            if error.errno == errno.EACCES:
-                found.closed += 1
-            elif error.errno not in VANISHED:
-                raise
-
-    def _mark(self, descriptor: int, mark: Mark) -> bool:
-        if self.kernel.mark(descriptor) == mark:
-            return False
-        self.kernel.set_mark(descriptor, mark)
-        return True
-
-
-def _is_within(path: str, others: Container[str]) -> bool:
-    while path:
-        if path in others:
-            return True
-        path = path.rpartition("/")[0]
-    return False
-
-
-def _names(root: Directory, path: str, pattern: re.Pattern[str]) -> list[str]:
-    """The directories in one that have certain names."""
-    try:
-        with root.descend(path, links=False) as directory:
-            with os.scandir(directory.descriptor) as found:
+            directory = self.find(root, os.path.join(self.path, path))
+            if directory is None:
+                return []
+            with directory, os.scandir(directory.descriptor) as found:
                 return sorted(
                     entry.name
                     for entry in found
                     if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
                 )
-    except OSError as error:
-        if error.errno in VANISHED:
+        except OSError as error:
+            missed(os.path.join(self.path, path), error)
             return []
-        raise

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from backends.xfs.interfaces import Mark, Quotas
 from backends.xfs.kernel import Kernel, device_of
-from backends.xfs.tree import Tree
+from backends.xfs.seizure import seize
 from storageproxy.beneath import Directory
 from tests.engines import xfs
 
@@ -105,13 +105,12 @@ class SeizeTests(MountedCase):
                 os.unlink(top / "a")
                 move(top / "b", top / "a")
 
-        tree = Tree(self.top, self.kernel)
         swapping = threading.Thread(target=swap)
         swapping.start()
         try:
             with Directory.open_root(str(top)) as directory:
                 for project in range(1, 200):
-                    tree.seize(directory, project)
+                    seize(self.kernel, directory, project)
         finally:
             end.set()
             swapping.join()
@@ -119,6 +118,6 @@ class SeizeTests(MountedCase):
             descriptor = self.open(str(path))
             self.assertEqual(self.kernel.mark(descriptor), Mark(0, False))
         with Directory.open_root(str(top)) as directory:
-            self.assertEqual(tree.seize(directory, 7).entries, 22)
+            self.assertEqual(seize(self.kernel, directory, 7).entries, 22)
         for path in (top, top / "a", *(top / "a").iterdir()):
             self.assertEqual(self.kernel.mark(self.open(str(path))).project, 7)

@@ -5,7 +5,9 @@ A volume and its registry, with processes that work on them and may be killed.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +15,7 @@ from uuid import uuid4
 from twisted.trial.unittest import SynchronousTestCase
 
 from storageproxy.vfolder import VFolderID
-from tests.functional.daemon import select_pause
+from tests.functional.daemon import select_pause, unprivileged
 from tests.xfs import kernel, services
 from tests.xfs.crash import Mortal
 
@@ -57,6 +59,25 @@ class ProjectsCase(SynchronousTestCase):
         self.mortal.do("create_folder", vfid, None, LIMIT)
         (path / "file").write_bytes(bytes(MEBI))
         return path
+
+    def owned_folder(self) -> Path:
+        """A vfolder of an ordinary user, with its limit."""
+        path = self.limited_folder()
+        os.chown(path, services.USER, services.USER)
+        return path
+
+    def as_owner(self, *command: str | Path) -> None:
+        """What an ordinary user does."""
+        subprocess.run([*unprivileged(services.USER), *command], check=True)
+
+    def give(self, path: Path, number: int) -> None:
+        """Give a directory to a project, as its owner may."""
+        self.as_owner("xfs_io", "-r", "-c", f"chproj {number}", path)
+
+    def delete(self, path: Path) -> None:
+        """Delete a vfolder as the daemon does."""
+        vfid = VFolderID.parse("".join(path.parts[-3:]))
+        self.assertTrue(self.mortal.do("delete_folder", vfid).result)
 
     def remove(self, path: Path) -> None:
         """Remove a vfolder."""
@@ -103,3 +124,10 @@ class ProjectsCase(SynchronousTestCase):
         """Reconcile, in a process that lives; what was found."""
         result: list[str] = self.mortal.do("reconcile").result
         return result
+
+    def told(self, *words: object) -> None:
+        """Reconcile, and check that one line says something with all of these words."""
+        lines = self.reconcile()
+        self.assertTrue(
+            any(all(str(word) in line for word in words) for line in lines), (words, lines)
+        )

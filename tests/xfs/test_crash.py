@@ -125,6 +125,24 @@ class CrashTests(ProjectsCase):
             self.assert_sound(kept)
             self.assert_sound(kept, self.limited_folder())
 
+    def test_delete(self) -> None:
+        """Of a folder that was deleted nothing is left after the next start and one round."""
+        kept, number = self.limited_folder(), 0
+
+        def prepare() -> tuple[()]:
+            nonlocal number
+            path = self.limited_folder()
+            number = kernel.project(path).id
+            self.delete(path)
+            return ()
+
+        for _ in self.at_each_step(prepare, "empty_trash"):
+            self.mortal.do("empty_trash")
+            self.settle(number)
+            self.reconcile()
+            self.assert_sound(kept)
+            self.assertNotIn(f":{number}\n", (self.registry / "projid").read_text())
+
     def test_reconcile(self) -> None:
         """Reconciling itself can be killed, and done again."""
         kept, last = self.limited_folder(), self.limited_folder()

@@ -6,34 +6,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.functional.daemon import Daemon, select_pause, unprivileged
+from tests.functional.daemon import Daemon, select_pause
 from tests.xfs import kernel, services
 from tests.xfs.case import MEBI, ProjectsCase
 
 
 class DriftTests(ProjectsCase):
-    def owned_folder(self) -> Path:
-        """A vfolder of an ordinary user, with its limit."""
-        path = self.limited_folder()
-        os.chown(path, services.USER, services.USER)
-        return path
-
-    def as_owner(self, *command: str | Path) -> None:
-        """What an ordinary user does."""
-        subprocess.run([*unprivileged(services.USER), *command], check=True)
-
-    def told(self, *words: object) -> None:
-        """Reconcile, and check that one line says something with all of these words."""
-        lines = self.reconcile()
-        self.assertTrue(
-            any(all(str(word) in line for word in words) for line in lines), (words, lines)
-        )
-
     def test_nothing(self) -> None:
         """There is nothing to say when all is as it should be."""
         folders = [self.limited_folder() for _ in range(3)]
