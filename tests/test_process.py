@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.internet.process import ProcessReader
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
@@ -257,12 +258,15 @@ class StreamTests(TestCase):
         return taken, await deferToThread(first)
 
     async def gone(self, *pids: int) -> None:
-        """Wait until there is no such process."""
+        """Wait until there is no such process, and the reactor has heard of it."""
         ended: Deferred[None] = Deferred()
 
         def look() -> None:
+            readers = reactor.getReaders()  # type: ignore[attr-defined]
             # One that was not ours stays as a zombie where nobody adopts it.
-            if any(_lives(pid) for pid in pids):
+            if any(_lives(pid) for pid in pids) or any(
+                isinstance(one, ProcessReader) for one in readers
+            ):
                 reactor.callLater(0.001, look)  # type: ignore[attr-defined]
             else:
                 ended.callback(None)
