@@ -11,7 +11,6 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.process import ProcessReader
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -25,6 +24,7 @@ from storageproxy.process import (
     environment,
 )
 from storageproxy.testing import GIVE_UP
+from tests.commands import all_ended
 from tests.test_beneath import descriptors
 
 
@@ -232,6 +232,7 @@ class StreamTests(TestCase):
         self.addCleanup(os.close, self.directory)
         before = len(descriptors())
         self.addCleanup(lambda: self.assertEqual(len(descriptors()), before))
+        self.addCleanup(all_ended, reactor)
 
     def stream(self, *argv: str, silence: float = 15.0, **more: Any) -> Iterator[bytes]:
         return process.stream(reactor, argv, self.directory, silence, **more)
@@ -258,15 +259,12 @@ class StreamTests(TestCase):
         return taken, await deferToThread(first)
 
     async def gone(self, *pids: int) -> None:
-        """Wait until there is no such process, and the reactor has heard of it."""
+        """Wait until there is no such process."""
         ended: Deferred[None] = Deferred()
 
         def look() -> None:
-            readers = reactor.getReaders()  # type: ignore[attr-defined]
             # One that was not ours stays as a zombie where nobody adopts it.
-            if any(_lives(pid) for pid in pids) or any(
-                isinstance(one, ProcessReader) for one in readers
-            ):
+            if any(_lives(pid) for pid in pids):
                 reactor.callLater(0.001, look)  # type: ignore[attr-defined]
             else:
                 ended.callback(None)

@@ -25,6 +25,7 @@ from storageproxy.interfaces import IFastScan, capabilities
 from storageproxy.testing import GIVE_UP, bare_id
 from storageproxy.threads import VolumeThreads
 from storageproxy.trees import TooSlow, Usage
+from tests.commands import all_ended
 from tests.engines.flashblade.rapidfile import Behaviour, behave, install, running
 
 
@@ -36,6 +37,7 @@ class RapidCase(TestCase):
         self.bin = os.path.realpath(self.mktemp())
         os.mkdir(self.bin)
         install(self.bin, Behaviour(self.generation))
+        self.addCleanup(all_ended, reactor)
 
     def make_volume(self, path: str) -> RapidFileVolume:
         threads = VolumeThreads(reactor, "test", size=8)
