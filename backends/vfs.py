@@ -37,6 +37,9 @@ USAGE_LIMIT = 3.0
 #: Where deleted folders wait for their removal, in the root of the volume.
 TRASH = ".storage-proxy/trash"
 
+#: What something says that somebody has removed; the last one when it was another machine.
+TAKEN_AWAY = frozenset({errno.ENOENT, errno.ESTALE})
+
 #: How often a directory is made again when a deletion nearby takes its parent away.
 _RACES = 16
 
@@ -225,18 +228,23 @@ class VFSVolume:
         with self.open_root() as root:
             return os.fstatvfs(root.descriptor)
 
-    def _make(self, names: Sequence[str], mode: int | None) -> bool:
-        """Make a directory and those above it; False when it is there already."""
+    def _make(self, names: Sequence[str], mode: int | None, mark: int = 0) -> bool:
+        """
+        Make a directory and those above it; False when it is there already.
+
+        :param mark: a bit that is added to its mode.
+        """
         *above, name = names
         with self.open_root() as root:
             for again in range(_RACES):
                 try:
                     there = root.grow("/".join(above)) if above else 0
                     with root.descend("/".join(above) or ".") as parent:
-                        os.mkdir(name, 0o755 if mode is None else mode, dir_fd=parent.descriptor)
+                        wanted = (0o755 if mode is None else mode) | mark
+                        os.mkdir(name, wanted, dir_fd=parent.descriptor)
                         if mode is not None:
                             # An explicit mode is meant as it is, whatever the umask.
-                            os.chmod(name, mode, dir_fd=parent.descriptor)
+                            os.chmod(name, wanted, dir_fd=parent.descriptor)
                     if self.durability.keeps_files:
                         # After a race there is no telling which of them an earlier round has made.
                         root.sync_names("/".join(names), 0 if again else there)
@@ -309,7 +317,7 @@ class VFSVolume:
                         self._remove(trash, name, progress)
                     except OSError as error:
                         # Another worker may be at it too.
-                        if error.errno != errno.ENOENT:
+                        if error.errno not in TAKEN_AWAY:
                             # The others need not stay for that one.
                             failed = error
         return failed
@@ -350,11 +358,15 @@ class VFSVolume:
         self, vfid: VFolderID, target: IVolume, target_vfid: VFolderID, progress: Progress
     ) -> None:
         with self.open_folder(vfid) as source, target.changing(target_vfid) as copy:
-            cloning.copy(source, copy, progress.step, skip=UPLOADS)
-            # One sync for all the files, as one for each would take many times as long. What others
-            # write adds to it. A loss is told only to those who were open before it (syncfs(2)).
-            with progress.silence():
-                target.durability.at_completion(copy.sync_all)
+            kept = target.durability.keeps_files
+            at_once = copy.can_sync_all()
+            cloning.copy(source, copy, progress.step, UPLOADS, durable=kept and not at_once)
+            if kept and at_once:
+                # One sync for all the files, as one for each would take many times as long. What
+                # others write adds to it. A loss is told only to those who were open before it
+                # (syncfs(2)).
+                with progress.silence():
+                    copy.sync_all()
 
     def _can_share(self, vfid: VFolderID, target: IVolume) -> bool:
         with self.open_folder(vfid) as source, target.open_root() as root:

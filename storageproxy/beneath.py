@@ -40,6 +40,10 @@ _WRITE, _WRITE_AND_WAIT = 2, 7
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _syncfs = ctypes.CDLL(None, use_errno=True).syncfs
 
+#: statfs(2), and the size of its struct, which has the type first, as a long, with room to spare.
+_FUSE_SUPER_MAGIC, _STATUS_SIZE = 0x65735546, 256
+_fstatfs = ctypes.CDLL(None, use_errno=True).fstatfs
+
 
 class _OpenHow(ctypes.Structure):
     _fields_ = [
@@ -487,6 +491,17 @@ class Directory(_Closing):
     def sync(self) -> None:
         """Return when the names in the directory are on stable storage."""
         os.fsync(self.descriptor)
+
+    def can_sync_all(self) -> bool:
+        """
+        Whether :meth:`sync_all` does what it says. The process behind a FUSE mount is told of each
+        fsync(2), and never of syncfs(2).
+        """
+        status = ctypes.create_string_buffer(_STATUS_SIZE)
+        if _fstatfs(ctypes.c_int(self.descriptor), status):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return ctypes.c_long.from_buffer(status).value != _FUSE_SUPER_MAGIC
 
     def sync_all(self) -> None:
         """

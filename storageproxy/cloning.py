@@ -78,7 +78,13 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_KEPT = ("ceph.", "security.capability")
 
 
-def copy(source: Directory, target: Directory, step: Step, skip: str | None = None) -> None:
+def copy(
+    source: Directory,
+    target: Directory,
+    step: Step,
+    skip: str | None = None,
+    durable: bool = False,
+) -> None:
     """
     Copy what is in a directory into another one: files, directories and symbolic links as links,
     with permissions, times, extended attributes, hard links and holes.
@@ -86,14 +92,17 @@ def copy(source: Directory, target: Directory, step: Step, skip: str | None = No
     Blocks are shared where the file system can do that. Sockets, FIFOs and devices are left out,
     and so are owners and the bits of files that lend their rights. Of a file that grows meanwhile
     the copy has as much as there was when it was opened. What the target has already stays, but for
-    files of the same names. Nothing is synced.
+    files of the same names.
 
     :param step: called for each entry, and for each few MiB; what it raises ends the copy.
     :param skip: the name of an entry at the top that is not copied.
+    :param durable: whether each file and directory is brought to stable storage. Otherwise nothing
+        is synced, as one sync of all at the end takes much less time where it can be done
+        (:meth:`storageproxy.beneath.Directory.can_sync_all`).
     :raises storageproxy.errors.TargetConflict: when a directory of the target has the name of a
         file; what was copied until then stays.
     """
-    _Copy(target, step).run(source, skip)
+    _Copy(target, step, durable).run(source, skip)
 
 
 @frozen
@@ -189,6 +198,7 @@ class _Linked:
 class _Copy:
     target: Directory
     step: Step
+    durable: bool
     #: Devices of which files are copied whose blocks cannot be shared with the target's.
     _unshared: set[int] = field(factory=set)
     _linked: dict[_Identity, _Linked] = field(factory=dict)
@@ -214,11 +224,15 @@ class _Copy:
                         ) from None
         while unfinished:
             self._finish(*unfinished.pop())
+        if self.durable:
+            self.target.sync()
 
     def _finish(self, path: str, status: os.stat_result, attributes: _Attributes) -> None:
         self.step(0)
         with descend_far(self.target, path) as made:
             _keep(made.descriptor, status, attributes)
+            if self.durable:
+                made.sync()
 
     def _entry(self, source: int, target: int, directory: str, entry: os.DirEntry[str]) -> None:
         if entry.is_file(follow_symlinks=False):
@@ -249,6 +263,8 @@ class _Copy:
                 if status.st_size:
                     self._content(original, made, status)
                 _keep(made, status, _attributes(original))
+                if self.durable:
+                    os.fsync(made)
                 if several and len(self._linked) < MOST_LINKED:
                     self._linked[_identity(status)] = _Linked(
                         directory, name, _identity(os.fstat(made)), status.st_nlink - 1
@@ -291,7 +307,11 @@ class _Copy:
                 self.step(0, end - start)
                 written += end - start
                 start = end
-                if written >= WINDOW:
+                if written >= WINDOW and self.durable:
+                    # So that the last sync is not a long one.
+                    os.fdatasync(made)
+                    written = 0
+                elif written >= WINDOW:
                     write_back(made, waited, begun, wait=True)
                     write_back(made, begun, end, wait=False)
                     written, waited, begun = 0, begun, end

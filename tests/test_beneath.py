@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 import threading
 from typing import Any
 
@@ -536,6 +537,19 @@ class FileTests(BeneathTestCase):
         with self.assertRaises(beneath.WritebackError) as caught:
             closed.sync_all()
         self.assertEqual(caught.exception.errno, errno.EBADF)
+
+    def test_fuse(self) -> None:
+        """On FUSE nobody is told that all is to be synced."""
+        self.assertTrue(self.folder.can_sync_all())
+
+        def fuse(descriptor: Any, status: Any) -> int:
+            status[:8] = (0x65735546).to_bytes(8, sys.byteorder)
+            return 0
+
+        self.patch(beneath, "_fstatfs", fuse)
+        self.assertFalse(self.folder.can_sync_all())
+        self.patch(beneath, "_fstatfs", lambda descriptor, status: -1)
+        self.assertRaises(OSError, self.folder.can_sync_all)
 
     def test_closed(self) -> None:
         """A closed file can be closed again, and used for nothing else."""

@@ -21,13 +21,15 @@ from backends.cephfs.live import LiveDirectory
 from backends.cephfs.testing import FakeAttributes, FakeCluster
 from backends.cephfs.volume import PAUSE, SCOPE_TRASH, CephFSVolume
 from backends.vfs import TRASH
-from storageproxy import trees
+from storageproxy import removal, trees
+from storageproxy.beneath import Directory
 from storageproxy.conformance_quota import NestedLimitsConformance, QuotaConformance
 from storageproxy.errors import (
     BackendFailure,
     FilesystemError,
     QuotaScopeExists,
     UnsupportedOperation,
+    VFolderExists,
     VolumeUnavailable,
 )
 from storageproxy.interfaces import IPerformanceMetric, capabilities
@@ -90,9 +92,10 @@ class CheckTests(CephFSTestCase):
             lambda: self.volume.delete_folder(bare_id(1)),
             self.volume.empty_trash,
         ):
-            error = self.assertRaises(BackendFailure, result_of, work())
-            self.assertIn('backend = "vfs"', error.message)
+            error = self.assertRaises(VolumeUnavailable, result_of, work())
             self.assertIn("volume test", error.message)
+            self.assertIn('backend = "vfs"', error.remedy)
+            self.assertNotIn(self.path, error.message)
         self.assertEqual(os.listdir(self.path), [])
         self.attributes.missing = False
         result_of(self.volume.check())
@@ -105,14 +108,14 @@ class CheckTests(CephFSTestCase):
         status = os.fstat
         self.patch(os, "fstat", lambda fd: SimpleNamespace(st_dev=status(fd).st_dev + 1))
         work = self.volume.create_folder(bare_id(2), None, None)
-        self.assertRaises(BackendFailure, result_of, work)
+        self.assertRaises(VolumeUnavailable, result_of, work)
 
     def test_no_descriptor_left(self) -> None:
         """A root that is refused is closed."""
         self.attributes.missing = True
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(10):
-            self.assertRaises(BackendFailure, self.volume.open_root)
+            self.assertRaises(VolumeUnavailable, self.volume.open_root)
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
     def test_key(self) -> None:
@@ -154,6 +157,50 @@ class LimitTests(CephFSTestCase):
             self.assertRaises(BackendFailure, result_of, work)
         self.assertEqual(os.listdir(self.path), [*scope.layout])
         self.assertEqual(os.listdir(os.path.join(self.path, *scope.layout)), [])
+
+    def test_broken_off(self) -> None:
+        """A creation that was broken off before the limit was set is completed by the next one."""
+
+        class Killed(BaseException):
+            pass
+
+        def die(*args: Any, **kwargs: Any) -> None:
+            raise Killed
+
+        scope = scoped_id(1).scope
+        assert scope is not None
+        for create, mode, names in (
+            (lambda: self.volume.create_folder(bare_id(1), None, MEBI), 0o755, bare_id(1).layout),
+            (lambda: self.volume.create_folder(bare_id(2), 0o770, MEBI), 0o770, bare_id(2).layout),
+            (lambda: self.volume.create_scope(scope, MEBI), 0o755, scope.layout),
+        ):
+            path = os.path.join(self.path, *names)
+            patches = [self.patch(self.attributes, "set", die), self.patch(os, "rmdir", die)]
+            self.assertRaises(Killed, result_of, create())
+            for patch in patches:
+                patch.restore()
+            self.assertTrue(os.path.isdir(path))
+            result_of(create())
+            self.assertEqual(os.stat(path).st_mode & 0o7777, mode)
+            self.assertEqual(self.limit_of(path), MEBI)
+            self.assertRaises((VFolderExists, QuotaScopeExists), result_of, create())
+
+    def test_odd_modes(self) -> None:
+        """A folder that is in use is there, whatever bits its owner has set."""
+        for number, limit in ((1, MEBI), (2, None)):
+            vfid = bare_id(number)
+            result_of(self.volume.create_folder(vfid, None, limit))
+            os.chmod(self.place(vfid), 0o1777)
+            if limit is None:
+                self.write(vfid, "file", 1)
+            work = self.volume.create_folder(vfid, None, 2 * MEBI)
+            self.assertRaises(VFolderExists, result_of, work)
+            self.assertEqual(os.stat(self.place(vfid)).st_mode & 0o7777, 0o1777)
+            self.assertEqual(result_of(self.volume.get_quota(vfid)), limit or 0)
+
+    def limit_of(self, path: str) -> int:
+        with Directory.open_root(path) as directory:
+            return self.attributes.get(directory.descriptor, MAX_BYTES)
 
     def test_not_kept(self) -> None:
         """A limit that is not there when it is read back is an error."""
@@ -244,6 +291,31 @@ class CountingTests(CephFSTestCase):
         self.clock.pump([PAUSE] * int(15 / PAUSE))
         error = self.failureResultOf(work, VolumeUnavailable).value
         self.assertIn("ceph-mgr", error.message)
+
+
+class SharedTrashTests(CephFSTestCase):
+    def test_taken_away(self) -> None:
+        """What another machine removes at the same time is no failure; anything else is."""
+        scope = scoped_id(1).scope
+        assert scope is not None
+        for number, fails in ((errno.ENOENT, False), (errno.ESTALE, False), (errno.EIO, True)):
+            places = [TRASH, f"{scope.layout[0]}/{SCOPE_TRASH}"]
+            for place in places:
+                os.makedirs(os.path.join(self.path, place, "item"), exist_ok=True)
+            note = os.path.join(self.path, TRASH, scope.layout[0])
+            with open(note, "w"):
+                pass
+
+            def remove(*args: Any, number: int = number) -> None:
+                raise OSError(number, os.strerror(number))
+
+            patch = self.patch(removal, "remove", remove)
+            if fails:
+                self.assertRaises(OSError, result_of, self.volume.empty_trash())
+            else:
+                result_of(self.volume.empty_trash())
+            patch.restore()
+            result_of(self.volume.empty_trash())
 
 
 class TrashTests(CephFSTestCase):

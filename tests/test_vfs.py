@@ -203,6 +203,38 @@ class VFSVolumeTests(SynchronousTestCase):
             result_of(self.volume.clone_folder(bare_id(1), target, bare_id(number)))
         self.assertEqual(synced, [2, 3, 4])
 
+    def test_clone_on_fuse(self) -> None:
+        """Where not all can be synced at once, each file and directory is, as it stays."""
+        result_of(self.volume.create_folder(bare_id(1), None, None))
+        top, copy = (os.path.join(self.path, *bare_id(number).layout) for number in (1, 2))
+        for names in (("sub", "one"), ("sub", "two")):
+            os.makedirs(os.path.join(top, *names))
+            with open(os.path.join(top, *names, "file"), "wb") as file:
+                file.write(b"content")
+        synced: dict[str, int] = {}
+        fsync = os.fsync
+
+        def sync(descriptor: int) -> None:
+            fsync(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if path.startswith(copy):
+                synced[os.path.relpath(path, copy)] = os.fstat(descriptor).st_ctime_ns
+
+        self.patch(os, "fsync", sync)
+        self.patch(Directory, "can_sync_all", lambda directory: False)
+        self.patch(Directory, "sync_all", lambda directory: self.fail("all at once"))
+        result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
+        self.assertEqual(
+            {*synced}, {".", "sub", "sub/one", "sub/one/file", "sub/two", "sub/two/file"}
+        )
+        for path, changed in synced.items():
+            self.assertEqual(os.stat(os.path.join(copy, path)).st_ctime_ns, changed, path)
+        self.volume.durability = Durability.NONE
+        synced.clear()
+        shutil.rmtree(copy)
+        result_of(self.volume.clone_folder(bare_id(1), self.volume, bare_id(2)))
+        self.assertEqual(synced, {})
+
     def test_clone_syncs_in_its_turn(self) -> None:
         """A sync that takes long holds the turn of its clone, and is not taken for a stall."""
         result_of(self.volume.create_folder(bare_id(1), None, None))

@@ -10,8 +10,10 @@ has a trash there.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -23,7 +25,7 @@ from zope.interface import alsoProvides, implementer
 from backends.cephfs.attributes import BYTES, ENTRIES, FILES, MAX_BYTES, IAttributes
 from backends.cephfs.cluster import ICluster
 from backends.cephfs.live import SNAPSHOTS, LiveDirectory
-from backends.vfs import TRASH, VFSVolume
+from backends.vfs import TAKEN_AWAY, TRASH, VFSVolume
 from storageproxy.beneath import Directory
 from storageproxy.durability import Durability
 from storageproxy.errors import (
@@ -55,6 +57,10 @@ SCOPE_TRASH = ".trash"
 
 #: The name of a scope's directory, and of the note in the volume's trash that the scope has one.
 _SCOPE = re.compile(r"[0-9a-f]{32}")
+
+#: What marks a directory that is to be limited, and is not yet: a bit of its mode that managers
+#: cannot ask for.
+_UNFINISHED = stat.S_ISVTX
 
 #: The daemon's own directory in the root of the volume.
 _OWN = ".storage-proxy"
@@ -111,8 +117,8 @@ class CephFSVolume(VFSVolume):
         """
         See :meth:`storageproxy.interfaces.IVolume.open_root`.
 
-        :raises BackendFailure: when CephFS is not mounted there, so that nothing is ever put into
-            the empty directory below a mount that is gone.
+        :raises VolumeUnavailable: when CephFS is not mounted there, so that nothing is ever put
+            into the empty directory below a mount that is gone.
         """
         root = LiveDirectory.open_root(self.path)
         try:
@@ -259,9 +265,9 @@ class CephFSVolume(VFSVolume):
                 raise
             is_cephfs = False
         if not is_cephfs:
-            raise BackendFailure(
-                f"volume {self.name}: {self.path} is not on CephFS: mount one there, or say"
-                ' backend = "vfs"'
+            raise VolumeUnavailable(
+                f"volume {self.name}: it is not on CephFS",
+                remedy=f'mount one at {self.path}, or say backend = "vfs"',
             )
 
     def _check(self) -> None:
@@ -301,11 +307,24 @@ class CephFSVolume(VFSVolume):
             )
 
     def _make_limited(self, names: Sequence[str], mode: int | None, limit: int) -> bool:
-        if not self._make(names, mode):
+        # The mark is there until the limit is, so that a creation that was broken off is known.
+        if self._make(names, mode, _UNFINISHED if limit else 0):
+            if not limit:
+                return True
+        elif not self._is_marked(names):
             return False
-        if limit:
+        with self._directory(names, VFolderNotFound()) as directory:
+            # Where directories are not locked between mounts, as with ceph-fuse, two who are asked
+            # for the same one at the same moment have both made it.
+            fcntl.flock(directory.descriptor, fcntl.LOCK_EX)
+            if not self._is_unfinished(directory):
+                return False
             try:
-                self._set_limit(names, limit, VFolderNotFound())
+                if limit:
+                    self._limit_directory(directory, limit)
+                found = os.fstat(directory.descriptor).st_mode
+                os.fchmod(directory.descriptor, stat.S_IMODE(found) & ~_UNFINISHED)
+                self.durability.at_completion(directory.sync)
             except BaseException:
                 # Unless somebody has found it, and put something in.
                 with suppress(OSError, StorageProxyError), self.open_root() as root:
@@ -313,6 +332,20 @@ class CephFSVolume(VFSVolume):
                     self._prune(root, names[:-1])
                 raise
         return True
+
+    def _is_marked(self, names: Sequence[str]) -> bool:
+        with self.open_root() as root, suppress(FileNotFoundError):
+            mode = root.status("/".join(names)).st_mode
+            return stat.S_ISDIR(mode) and bool(mode & _UNFINISHED)
+        return False
+
+    def _is_unfinished(self, directory: Directory) -> bool:
+        # People may set that bit on a vfolder of theirs, too.
+        if not os.fstat(directory.descriptor).st_mode & _UNFINISHED:
+            return False
+        with os.scandir(directory.descriptor) as found:
+            is_empty = next(found, None) is None
+        return is_empty and not self._attributes.get(directory.descriptor, MAX_BYTES)
 
     def _usage(self, vfid: VFolderID) -> Usage:
         with self._directory(vfid.layout, _missing(vfid)) as folder:
@@ -366,7 +399,7 @@ class CephFSVolume(VFSVolume):
                     try:
                         super()._remove(inner, item, progress)
                     except OSError as error:
-                        if error.errno != errno.ENOENT:
+                        if error.errno not in TAKEN_AWAY:
                             failed = error
                 if failed is not None:
                     raise failed

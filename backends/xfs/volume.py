@@ -424,9 +424,9 @@ class XFSVolume(VFSVolume):
             advice = "hands its project on to all vfolders: take that away with chattr -P"
         raise BackendFailure(f"volume {self.name}: {self.path} {advice}")
 
-    def _make(self, names: Sequence[str], mode: int | None) -> bool:
+    def _make(self, names: Sequence[str], mode: int | None, mark: int = 0) -> bool:
         with self._telling_quota(names[:1]):
-            return super()._make(names, mode)
+            return super()._make(names, mode, mark)
 
     def _begin(self, names: Sequence[str], wanted: Wanted, exists: StorageProxyError) -> _Begun:
         """Make an empty directory, or take up one whose creation was broken off."""

@@ -5,20 +5,24 @@ A machine that is gone, with its mount and its daemon, and all that it had not w
 from __future__ import annotations
 
 import http.client
+import json
 import signal
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
 
 from tests.ceph.case import CephCase
 from tests.functional.clients.case import MIB, noise
-from tests.functional.daemon import Daemon, claims
+from tests.functional.daemon import AUTH, MANAGER_SECRET, Daemon, claims
 
 #: What a daemon has said to have, what it has got, and the whole file.
 TOLD, SENT, SIZE = 4 * MIB, 48 * MIB, 52 * MIB
 #: What it has on its mount by then, at least.
 WRITTEN = 24 * MIB
-#: The storage daemon that hangs.
-HUNG = "osd.2"
+#: Bytes of an object, of which files consist.
+OBJECT = 4 * MIB
 #: Seconds for a call, so that tests need not wait for long.
 OPTIONS = '[volume.local.options]\ndurability = "shared"\ndeadline = 1'
 
@@ -35,13 +39,37 @@ class MachineTests(CephCase):
         self.lasting.start()
         self.mortal.start()
         self.content = noise(SIZE)
-        vfid = self.lasting.folder()
-        self.target = self.mortal.upload_url(vfid, "file", SIZE).removeprefix(
-            self.mortal.client_url
-        )
+        self.vfid = self.lasting.folder()
+        self.folders = [daemon.path(self.vfid) for daemon in (self.lasting, self.mortal)]
+
+    def new_upload(self) -> Path:
+        """A session, of which a part was told; where it is on the mount that is to be lost."""
+        url = self.mortal.upload_url(self.vfid, "file", SIZE)
+        self.target = url.removeprefix(self.mortal.client_url)
         (token,) = parse_qs(urlsplit(self.target).query)["token"]
         self.staged = Path(".upload", str(claims(token)["session"]))
-        self.folders = [daemon.path(vfid) for daemon in (self.lasting, self.mortal)]
+        self.assertEqual(self.ask(self.mortal, "PATCH", 0, self.content[:TOLD]), (204, TOLD))
+        return self.folders[1] / self.staged
+
+    def hang(self, path: Path, size: int) -> bool:
+        """
+        Have a storage daemon hang that has a part of a file before one that another has.
+
+        :param size: what counts of the file.
+        :return: whether there is one.
+        """
+        number = path.stat().st_ino
+        places = [
+            self.cluster.command("osd", "map", "data", f"{number:x}.{index:08x}")["acting_primary"]
+            for index in range(TOLD // OBJECT, size // OBJECT)
+        ]
+        for place, following in pairwise(places):
+            if place != following:
+                self.hung = f"osd.{place}"
+                self.cluster.signal(self.hung, signal.SIGSTOP)
+                self.addCleanup(self.cluster.signal, self.hung, signal.SIGCONT)
+                return True
+        return False
 
     def ask(
         self, daemon: Daemon, method: str, offset: int | None = None, body: bytes | None = None
@@ -57,9 +85,8 @@ class MachineTests(CephCase):
 
     def begin(self) -> None:
         """Upload a part to the daemon that is to be lost, and have it receive another."""
-        self.assertEqual(self.ask(self.mortal, "PATCH", 0, self.content[:TOLD]), (204, TOLD))
-        self.cluster.signal(HUNG, signal.SIGSTOP)
-        self.addCleanup(self.cluster.signal, HUNG, signal.SIGCONT)
+        while not self.hang(staged := self.new_upload(), WRITTEN):
+            self.assertEqual(self.ask(self.mortal, "DELETE")[0], 204)
         connection = http.client.HTTPConnection("127.0.0.1", self.mortal.client_port, timeout=120)
         self.addCleanup(connection.close)
         connection.putrequest("PATCH", self.target)
@@ -68,20 +95,55 @@ class MachineTests(CephCase):
         connection.endheaders()
         connection.sock.setblocking(False)
         sent = TOLD
-        staged = self.folders[1] / self.staged
         while staged.stat().st_size < WRITTEN:
             try:
                 sent += connection.sock.send(self.content[sent : sent + MIB])
             except BlockingIOError:
                 pass
-        self.eventually(lambda: set(self.cluster.requests("mortal")) == {HUNG})
+        self.eventually(lambda: set(self.cluster.requests("mortal")) == {self.hung})
 
     def lose(self) -> None:
         """Lose the machine, and have the cluster know."""
         self.cluster.kill("fuse.mortal")
         self.mortal.kill()
         self.cluster.evict("mortal")
-        self.cluster.signal(HUNG, signal.SIGCONT)
+        self.cluster.signal(self.hung, signal.SIGCONT)
+
+    def clone(self) -> tuple[int, Path]:
+        """Have the mortal machine clone the vfolder: the status, and where the clone is."""
+        vfid = uuid4().hex
+        body = {
+            "src_volume": "local",
+            "src_vfid": self.vfid,
+            "dst_volume": "local",
+            "dst_vfid": vfid,
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", self.mortal.manager_port, timeout=120)
+        with closing(connection):
+            headers = {AUTH: MANAGER_SECRET}
+            connection.request("POST", "/folder/clone", json.dumps(body), headers)
+            answer = connection.getresponse()
+            answer.read()
+        return answer.status, self.lasting.path(vfid)
+
+    def test_clone(self) -> None:
+        """A clone is answered when all of it has arrived, and not before."""
+        (self.folders[1] / "sub").mkdir(mode=0o750)
+        original = self.folders[1] / "sub" / "file"
+        while True:
+            original.write_bytes(self.content)
+            if self.hang(original, SIZE):
+                break
+        self.assertEqual(self.clone()[0], 503)
+        self.cluster.signal(self.hung, signal.SIGCONT)
+        while (answer := self.clone())[0] == 503:
+            # Threads that were stuck come back one by one.
+            pass
+        status, clone = answer
+        self.lose()
+        self.assertEqual(status, 200)
+        self.assertTrue((clone / "sub" / "file").read_bytes() == self.content)
+        self.assertEqual((clone / "sub").stat().st_mode & 0o777, 0o750)
 
     def holes(self) -> int:
         """How many MiB of the upload are zeros that nobody has sent."""

@@ -13,14 +13,15 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from backends.cephfs.attributes import MAX_BYTES
-from backends.cephfs.volume import SCOPE_TRASH
+from backends.cephfs.volume import _UNFINISHED, SCOPE_TRASH
 from backends.vfs import VFSVolume
 from storageproxy import files, trees
 from storageproxy.errors import (
-    BackendFailure,
     FilesystemError,
     InvalidSubpath,
     StorageProxyError,
+    VFolderExists,
+    VolumeUnavailable,
 )
 from storageproxy.testing import bare_id, scoped_id
 from storageproxy.threads import Progress
@@ -138,7 +139,7 @@ class InsideTests(VolumeCase):
             self.assertEqual(trees.usage(folder).files, 2)
             members = archive.members(folder, ".", Progress())
             self.assertNotIn("snap", repr(members))
-        pieces = files.listing(lambda: self.volume.open_folder(vfid), "/", ".", 0)
+        pieces = files.listing(lambda: self.volume.open_folder(vfid), self.volume.scan, "/", ".", 0)
         self.assertNotIn(b"snap", b"".join(pieces))
         await counting.counted(str(self.place(vfid)))
         self.assertEqual((await self.volume.usage(vfid)).files, 2)
@@ -192,6 +193,17 @@ class InsideTests(VolumeCase):
         self.assertEqual((error.status, error.members["errno"]), (400, errno.ENOTEMPTY))
         self.assertEqual(self.place(vfid, "sub", ".snap", "one", "one").read_text(), "sub/one")
 
+    async def test_broken_off(self) -> None:
+        """A folder whose creation was broken off before it had its limit is completed."""
+        for vfid, mode in ((bare_id(1), None), (scoped_id(1), 0o770)):
+            self.volume._make(vfid.layout, mode, _UNFINISHED)
+            self.assertTrue(self.place(vfid).stat().st_mode & _UNFINISHED)
+            await self.volume.create_folder(vfid, mode, MEBI)
+            self.assertEqual(await self.volume.get_quota(vfid), MEBI)
+            self.assertEqual(self.place(vfid).stat().st_mode & 0o7777, mode or 0o755)
+            with self.assertRaises(VFolderExists):
+                await self.volume.create_folder(vfid, mode, MEBI)
+
     async def test_limit_inside(self) -> None:
         """What cannot be moved into a limited directory of a vfolder is told in plain words."""
         vfid = bare_id(1)
@@ -242,9 +254,9 @@ class MountTests(OnCephFS, TestCase):
         """A volume on another file system is told."""
         path = os.path.realpath(self.mktemp())
         os.makedirs(path)
-        with self.assertRaises(BackendFailure) as caught:
+        with self.assertRaises(VolumeUnavailable) as caught:
             await self.make_volume(path).check()
-        self.assertIn("is not on CephFS", str(caught.exception))
+        self.assertIn("not on CephFS", str(caught.exception))
 
     async def test_unmounted(self) -> None:
         """When the mount is gone nothing is put below it, and it is used again when it is back."""
@@ -252,7 +264,7 @@ class MountTests(OnCephFS, TestCase):
         volume = self.make_volume(str(mount))
         await volume.create_folder(bare_id(1), None, MEBI)
         counting.cluster().unmount(self.mount)
-        with self.assertRaises(BackendFailure):
+        with self.assertRaises(VolumeUnavailable):
             await volume.create_folder(bare_id(2), None, None)
         self.assertEqual(os.listdir(mount), [])
         counting.cluster().mount(self.mount)
