@@ -17,9 +17,8 @@ class Durability(Enum):
     told by when the machine was started that looks, not the one that wrote them.
     """
 
-    #: No byte whose offset was told, on a volume that several machines write to. What one of them
-    #: had not synced when it went down is missing anywhere in a file, before bytes that are there.
-    #: Nobody else can tell that it did, so nothing counts but offsets that were written down.
+    #: No byte whose offset was told, on a volume that several machines write to. None but offsets
+    #: that were noted count, as nobody can tell whether another machine went down.
     SHARED = "shared"
     #: No byte whose offset was told.
     PATCH = "patch"
@@ -30,13 +29,13 @@ class Durability(Enum):
 
     @property
     def keeps_offsets(self) -> bool:
-        """Whether bytes are on stable storage before their offset is told."""
+        """Whether bytes are on stable storage before their offset is told, and the offset, too."""
         return self in (Durability.PATCH, Durability.SHARED)
 
     @property
-    def notes_offsets(self) -> bool:
-        """Whether an offset is written down, and what a file has beyond it does not count."""
-        return self is Durability.SHARED
+    def trusts_sizes(self) -> bool:
+        """Whether what a file has beyond the offset noted counts, until this machine goes down."""
+        return self is not Durability.SHARED
 
     @property
     def keeps_files(self) -> bool:

@@ -455,6 +455,7 @@ class SweepTests(StagingTestCase):
         """A session that somebody works on stays, however old its bytes are."""
         session = self.aged("a" * 32, 2000)
         held = self.hold(session)
+        self.aged(session, 2000)
         self.assertEqual(self.sweep(), 0)
         held.file.close()
         self.assertEqual(self.sweep(), 1)
@@ -512,10 +513,11 @@ class SweepTests(StagingTestCase):
 
     def test_notes(self) -> None:
         """
-        Sessions that were completed or wanted long ago are forgotten; younger ones are remembered.
+        Sessions that were completed, wanted or noted long ago are forgotten; younger ones are
+        remembered.
         """
         staging.sweep_notes(self.root, 9_000)
-        for path in (staging.COMPLETED, staging.WANTED):
+        for path in (staging.COMPLETED, staging.WANTED, staging.OFFSETS):
             notes = os.path.join(self.volume, path)
             os.makedirs(notes)
             for name, time in (("old", 8_000), ("new", 9_500)):

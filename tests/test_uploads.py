@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from base64 import b64encode
 from collections.abc import Iterable
@@ -46,7 +47,7 @@ from storageproxy.transfer.uploads import LOOK, POLL
 from storageproxy.vfolder import VFolderID
 from tests.harness import Answer, Descriptors, MemoryCase, MemoryProxy, Wire, head
 
-_write = File.write
+_write, _unlink = File.write, os.unlink
 
 
 def result_of(work: Any) -> Any:
@@ -626,12 +627,17 @@ class SyncTests(UploadCase):
         self.begin_session(Durability.PATCH)
         self.synced.clear()
         self.patch_at(0, b"abcd")
-        self.assertEqual(self.synced, ["write back", "file"])
+        # The bytes, and then their number.
+        self.assertEqual(self.synced[:2], ["write back", "file"])
+        self.assertEqual(self.synced[-2:], ["file", "directory"])
         self.synced.clear()
         self.offset()
-        self.assertEqual(self.synced, ["file"])
+        self.assertEqual(self.synced, ["file", "file", "directory"])
         self.synced.clear()
-        self.patch_at(4, self.content[4:])
+        self.patch_at(4, b"ef")
+        self.assertEqual(self.synced, ["file", "write back", "file", "file"])
+        self.synced.clear()
+        self.patch_at(6, self.content[6:])
         self.assertEqual(self.synced[:3], ["file", "write back", "file"])
         self.assertEqual(self.synced[-1], "directory")
 
@@ -642,7 +648,12 @@ class SyncTests(UploadCase):
         self.synced.clear()
         answer = self.patch_at(2, b"cd").answers()[0]
         self.assertEqual((answer.status, answer.headers["upload-offset"]), (409, "4"))
-        self.assertEqual(self.synced, ["file"])
+        self.assertEqual(self.synced[0], "file")
+        self.assertEqual(self.synced[-2:], ["file", "directory"])
+        self.synced.clear()
+        # Who noted it may not have come to sync it.
+        self.assertEqual(self.patch_at(2, b"cd").answers()[0].status, 409)
+        self.assertEqual(self.synced, ["file", "file", "directory"])
 
     def test_completion(self) -> None:
         """Nothing is synced but the file that is complete, and its name."""
@@ -688,6 +699,63 @@ class SyncTests(UploadCase):
             self.assertEqual(self.offset(), left)
             self.patch_at(left, self.content[left:])
             self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_holes(self) -> None:
+        """
+        After the machine went down, a file may be longer than what its disk has got: what nobody
+        was told comes again. When just the daemon was killed, it counts.
+        """
+        self.begin_session(Durability.PATCH)
+        self.patch_at(0, b"abcd")
+        self.staged.write_bytes(b"abcdefgh")
+        self.assertEqual(self.offset(), 8)
+        self.staged.write_bytes(b"abcdefgh\0\0kl")
+        os.utime(self.staged, (1, 1))
+        self.assertEqual(self.offset(), 8)
+        self.assertEqual(self.staged.read_bytes(), b"abcdefgh")
+        self.patch_at(8, self.content[8:])
+        self.assertEqual(self.target.read_bytes(), self.content)
+
+    def test_holes_at_once(self) -> None:
+        """Of an upload whose first PATCH the machine did not survive, nothing counts."""
+        self.begin_session(Durability.PATCH)
+        self.staged.write_bytes(b"\0\0cd")
+        os.utime(self.staged, (1, 1))
+        self.assertEqual(self.offset(), 0)
+        self.assertEqual(self.staged.read_bytes(), b"")
+
+    def test_fallback_comes_back(self) -> None:
+        """
+        A note of bytes to be verified that was taken away may be there again after the machine went
+        down: no offset shrinks by it, not even when the next daemon is killed at its first step.
+        """
+        self.begin_session(Durability.PATCH)
+        self.checked(0, b"abcd")
+        self.checked(4, b"ef")
+        note = self.staged.with_name(self.staged.name + ".offset")
+        note.write_bytes(b"4")
+        self.staged.write_bytes(b"abcdef\0h")
+        os.utime(self.staged, (1, 1))
+
+        def killed(descriptor: int) -> None:
+            raise OSError(errno.EIO, "killed")
+
+        patch = self.patch(os, "fdatasync", killed)
+        self.assertEqual(self.ask("HEAD").status, 500)
+        patch.restore()
+        self.assertEqual(self.offset(), 6)
+        self.assertFalse(note.exists())
+
+    def test_note_that_is_too_high(self) -> None:
+        """A note beyond the bytes that are there is corrected before any come."""
+        self.begin_session(Durability.PATCH)
+        self.patch_at(0, b"abcdefgh")
+        note = Path(self.proxy.volume["local"].path, ".storage-proxy/offsets", self.staged.name)
+        for left in (4, 0):
+            os.truncate(self.staged, left)
+            wire = self.patch_at(left, b"x", 12 - left)
+            self.assertEqual(int(note.read_bytes()), left)
+            wire.disconnect()
 
     def test_loss_at_completion(self) -> None:
         """When bytes are lost that were never synced, all of them are sent again."""
@@ -997,20 +1065,27 @@ class UploadMachine(RuleBasedStateMachine):
     """
 
     uploads = Bundle("uploads")
+    durability = Durability.PATCH
 
     def __init__(self) -> None:
         super().__init__()
+        #: What the disk has of files, by their numbers.
+        self.synced: dict[int, bytes] = {}
         self.root = Path(tempfile.mkdtemp(prefix="uploads"))
         self.patches = [
             # Small pieces are many writes, and many pauses.
             mock.patch.object(sink, "BLOCK", 16),
             mock.patch.object(sink, "BOUND", 64),
+            mock.patch.object(sink, "WINDOW", 64),
             mock.patch.object(File, "write", self._failing_write()),
+            mock.patch.object(os, "fsync", self._noting(os.fsync)),
+            mock.patch.object(os, "fdatasync", self._noting(os.fdatasync)),
+            mock.patch.object(os, "unlink", self._unlink),
         ]
         for patch in self.patches:
             patch.start()
         self.room: int | None = None
-        self.proxy = MemoryProxy(self.root)
+        self.proxy = self._daemon()
         self.vfid = self.proxy.make_folder()
         self.folder = self.proxy.folder(self.vfid)
         (self.folder / "bystander").write_bytes(b"stays")
@@ -1030,6 +1105,26 @@ class UploadMachine(RuleBasedStateMachine):
             return _write(file, buffers, offset)
 
         return write
+
+    def _noting(self, sync: Any) -> Any:
+        def call(descriptor: int) -> None:
+            sync(descriptor)
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                path = f"/proc/self/fd/{descriptor}"
+                self.synced[status.st_ino] = Path(path).read_bytes()
+
+        return call
+
+    def _unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
+        # Its number may be that of another file later.
+        self.synced.pop(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_ino, None)
+        _unlink(path, dir_fd=dir_fd)
+
+    def _daemon(self) -> MemoryProxy:
+        proxy = MemoryProxy(self.root)
+        proxy.volume["local"].durability = self.durability
+        return proxy
 
     @property
     def threads(self) -> Any:
@@ -1277,6 +1372,7 @@ class UploadMachine(RuleBasedStateMachine):
         pieces=pieces,
         steps=st.integers(0, 12),
         algorithm=st.none() | algorithms,
+        power=st.booleans(),
     )
     def crash(
         self,
@@ -1285,6 +1381,7 @@ class UploadMachine(RuleBasedStateMachine):
         pieces: list[int],
         steps: int,
         algorithm: str | None,
+        power: bool,
     ) -> None:
         body = self._next(upload, share)
         before = upload.told
@@ -1299,6 +1396,8 @@ class UploadMachine(RuleBasedStateMachine):
                 self.threads.step()
         answered = wire.answers()
         self._crash()
+        if power:
+            self._lose_power()
         if upload.ended:
             return
         if answered and answered[0].status == 204:
@@ -1314,6 +1413,31 @@ class UploadMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self._crash()
 
+    @rule()
+    def power_failure(self) -> None:
+        self._crash()
+        self._lose_power()
+
+    def _lose_power(self) -> None:
+        """
+        Leave of each file what was synced, in its last size: the rest are zeros. Names stay, and
+        notes that were taken away without a sync come back.
+        """
+        for path in self.root.rglob("*"):
+            if path.is_file() and path.name != "bystander":
+                status = path.stat()
+                kept = self.synced.get(status.st_ino, b"")[: status.st_size]
+                path.write_bytes(kept.ljust(status.st_size, b"\0"))
+                os.utime(path, (1, 1))
+        for upload in self.all:
+            staged = self.folder / ".upload" / upload.name
+            if staged.exists():
+                note = staged.with_name(upload.name + ".offset")
+                note.write_bytes(b"0")
+                os.utime(note, (1, 1))
+                # It is taken away by whoever takes hold of the session.
+                self._head(upload, upload.size)
+
     def _crash(self) -> None:
         """End everything but the disk, as a kill does: with no chance to do anything more."""
         old = self.threads
@@ -1328,7 +1452,7 @@ class UploadMachine(RuleBasedStateMachine):
                 # Locks end with the descriptors; the objects that had them can harm nobody.
                 os.dup2(null, int(number), inheritable=False)
         os.close(null)
-        self.proxy = MemoryProxy(self.root)
+        self.proxy = self._daemon()
         # What the old process still would do, it does to nothing.
         old.held = True
         while old.calls:
@@ -1379,14 +1503,28 @@ class UploadMachine(RuleBasedStateMachine):
             assert not target.startswith(root), target
 
 
+class SharedMachine(UploadMachine):
+    """The same, where none but offsets that were noted count."""
+
+    durability = Durability.SHARED
+
+
 class UploadModelTests(SynchronousTestCase):
     def test_model(self) -> None:
         """
         Whatever clients, crashes and disks do: an offset once told never shrinks, the bytes below
         it are the client's, files appear whole or not at all, and nothing else changes.
         """
+        self.run_machine(UploadMachine)
+
+    def test_shared(self) -> None:
+        """So it is on a volume of several machines."""
+        self.run_machine(SharedMachine)
+
+    def run_machine(self, machine: type[UploadMachine]) -> None:
+        """Run it, with everything that can happen."""
         run_state_machine_as_test(
-            UploadMachine,
+            machine,
             settings=settings(
                 max_examples=60,
                 stateful_step_count=25,

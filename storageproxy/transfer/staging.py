@@ -46,6 +46,8 @@ OFFSETS = ".storage-proxy/offsets"
 #: Ends the name of a file that holds the offset to fall back to.
 _FALLBACK = ".offset"
 
+_OFFSET_DIGITS = 20
+
 #: Bytes of a file name (limits.h).
 NAME_MAX = 255
 
@@ -187,21 +189,21 @@ class Staging:
 
     def _recover(self, uploads: Directory, session: str, file: File, status: os.stat_result) -> int:
         """Let go of bytes that cannot be trusted; how many there are then."""
-        if self.durability.notes_offsets:
+        if status.st_mtime < _boot_time() or not self.durability.trusts_sizes:
+            # What a machine had not written when it went down is missing anywhere in the file,
+            # before bytes that are there: its size tells nothing. A note of unverified bytes may
+            # be an old one that has come back. It goes first: once the file is changed, nothing
+            # tells any more that the machine went down.
+            _forget_fallback(uploads, session)
             trusted = min(self._noted(session), status.st_size)
             if trusted < status.st_size:
                 self._settle(uploads, session, file, trusted)
             return trusted
-        trusted = status.st_size
-        if not self.durability.keeps_offsets and status.st_mtime < _boot_time():
-            # What this machine had not written when it went down is missing, anywhere. Of other
-            # machines nothing is known: a volume that they write to as well syncs each patch.
-            trusted = 0
         said = _fallback(uploads, session)
-        if said is not None:
-            trusted = min(said, trusted)
-        if said is not None or trusted < status.st_size:
-            self._settle(uploads, session, file, trusted)
+        if said is None:
+            return status.st_size
+        trusted = min(said, status.st_size)
+        self._settle(uploads, session, file, trusted)
         return trusted
 
     def remember_fallback(self, session: str, file: File, offset: int) -> None:
@@ -209,7 +211,7 @@ class Staging:
         Note where to go back to, should the daemon end while bytes arrive that have yet to be
         verified.
         """
-        if self.durability.notes_offsets:
+        if not self.durability.trusts_sizes:
             # It is noted already.
             return
         # This, and all else that changes a session, is under its lock even when it hangs: the file
@@ -219,8 +221,6 @@ class Staging:
                 session + _FALLBACK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, links=False
             ) as note:
                 note.write([str(offset).encode()], 0)
-                self.durability.at_patch(note.sync)
-            self.durability.at_patch(uploads.sync)
 
     def keep(self, session: str, file: File, size: int) -> None:
         """
@@ -232,26 +232,48 @@ class Staging:
     def _settle(self, uploads: Directory, session: str, file: File, size: int) -> None:
         file.truncate(size)
         self.settle(session, file, size)
-        if self.durability.notes_offsets:
-            return
         _forget_fallback(uploads, session)
-        # Were the note to come back after a power failure, the offset would shrink.
-        self.durability.at_patch(uploads.sync)
+
+    def resume(self, session: str, file: File, offset: int) -> None:
+        """
+        Prepare for bytes behind an offset: losses that are found from now on are theirs, and none
+        of them count yet.
+        """
+        if offset:
+            self.durability.at_patch(file.sync_data)
+        if self._noted(session) != offset:
+            self._note_offset(session, offset)
 
     def settle(self, session: str, file: File, offset: int) -> None:
         """
-        Put the bytes before an offset where the durability wants them, before it is told.
+        Put the bytes before an offset where the durability wants them, and then the offset, before
+        it is told.
         """
         self.durability.at_patch(file.sync_data)
-        if self.durability.notes_offsets and self._noted(session) != offset:
-            self._note(f"{OFFSETS}/{session}", b"%020d" % offset)
+        self._note_offset(session, offset)
 
     def _noted(self, session: str) -> int:
         try:
             with self.root.open_file(f"{OFFSETS}/{session}", links=False) as note:
-                return int(note.read(0, 20))
+                return int(note.read(0, _OFFSET_DIGITS))
         except (FileNotFoundError, ValueError):
             return 0
+
+    def _note_offset(self, session: str, offset: int) -> None:
+        if not self.durability.keeps_offsets or offset == self._noted(session) == 0:
+            return
+        # Always as long, and written over what is there: one block changes, so that it is never
+        # half of one and half of the other.
+        said = b"%0*d" % (_OFFSET_DIGITS, offset)
+        with self._open_note(f"{OFFSETS}/{session}", os.O_RDWR) as note:
+            found = note.read(0, _OFFSET_DIGITS)
+            if found != said:
+                note.write([said], 0)
+            note.sync()
+        if not found or found == said:
+            # It is new, or of a process that may have been killed before it had synced it.
+            with self.root.descend(OFFSETS, links=False) as notes:
+                notes.sync()
 
     def finish(self, session: str, file: File, path: str) -> None:
         """
@@ -290,31 +312,20 @@ class Staging:
             self.folder.make_directories(above, durable=self.durability.keeps_files)
             return self.folder.parent(path)
 
-    def _note(self, path: str, content: bytes = b"") -> None:
-        """
-        Make a file in the root of the volume, if it is not there.
+    def _note(self, path: str) -> None:
+        """Make an empty file in the root of the volume, if it is not there."""
+        self._open_note(path, os.O_WRONLY).close()
 
-        :param content: written over what it has, and synced. It is always as long: one block
-            changes, so that it is never half of one and half of the other.
-        """
-        flags = os.O_WRONLY | os.O_CREAT
+    def _open_note(self, path: str, access: int) -> File:
         try:
-            note = self.root.open_file(path, flags, links=False)
+            return self.root.open_file(path, access | os.O_CREAT, links=False)
         except FileNotFoundError:
             above = path.rpartition("/")[0]
             self.root.make_directories(above, 0o700, durable=self.durability.keeps_files)
-            note = self.root.open_file(path, flags, links=False)
-        with note:
-            if content:
-                new = not note.status().st_size
-                note.write([content], 0)
-                note.sync()
-                if new:
-                    with self.root.descend(path.rpartition("/")[0], links=False) as notes:
-                        notes.sync()
+            return self.root.open_file(path, access | os.O_CREAT, links=False)
 
     def _forget_offset(self, session: str) -> None:
-        if self.durability.notes_offsets:
+        if self.durability.keeps_offsets:
             with suppress(FileNotFoundError):
                 os.unlink(f"{OFFSETS}/{session}", dir_fd=self.root.descriptor)
 

@@ -339,7 +339,7 @@ class _Append:
             session.size - patch.offset,
             None if checksum is None else tus.CHECKSUMS[checksum.algorithm](),
             write_back=durability.keeps_files,
-            keep=self._keep if durability.notes_offsets and checksum is None else None,
+            keep=None if durability.trusts_sizes or checksum is not None else self._keep,
         )
 
     def whole(self, staging: Staging) -> Settled:
@@ -364,11 +364,13 @@ class _Append:
                 raise OffsetMismatch("the upload is complete") from None
             return None
         try:
-            if staged.offset:
-                # A process that was killed may have left them unsynced: a 409 tells their number,
-                # and losses that are found later are those of this PATCH.
-                with _giving_up(self.session, staging, staged.file):
-                    staging.durability.at_patch(staged.file.sync_data)
+            with _giving_up(self.session, staging, staged.file):
+                # A process that was killed may have left bytes unsynced.
+                if staged.offset == self._patch.offset:
+                    staging.resume(self.session.name, staged.file, staged.offset)
+                else:
+                    # A 409 tells their number.
+                    staging.settle(self.session.name, staged.file, staged.offset)
             tus.check_append(self._patch, staged.offset, size, self._length)
             if self._patch.checksum is not None:
                 staging.remember_fallback(self.session.name, staged.file, staged.offset)
@@ -403,7 +405,7 @@ class _Append:
             except BaseException:
                 if unsure:
                     staging.keep(name, file, staged.offset)
-                elif staging.durability.notes_offsets:
+                elif not staging.durability.trusts_sizes:
                     with suppress(OSError):
                         staging.settle(name, file, file.status().st_size)
                 raise
