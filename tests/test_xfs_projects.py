@@ -77,6 +77,11 @@ class ProjectsCase(SynchronousTestCase):
             self.set_limit(path, Limit(limit))
         return path, project
 
+    def assertThere(self, project: int) -> None:
+        """A project is not released, as its directory is there: nothing is to be waited for."""
+        error = self.assertRaises(NotManaged, self.do, self.projects.release(project))
+        self.assertIn("is there", str(error))
+
     def lines(self, path: str) -> list[str]:
         with open(path) as file:
             return file.read().splitlines()
@@ -147,9 +152,9 @@ class AllocateTests(ProjectsCase):
         self.kernel.limits[1000] = Limit(4096)
         self.kernel.put(self.kernel.make(self.rig.path("stray")), 1001)
         path, project = self.folder()
-        self.assertEqual(project, 1002)
-        self.assertEqual(self.kernel.of(path), Mark(1002, True))
-        self.assertEqual(self.projects.registry.read().paths, {1002: path})
+        self.assertNotIn(project, (1000, 1001))
+        self.assertEqual(self.kernel.of(path), Mark(project, True))
+        self.assertEqual(self.projects.registry.read().paths, {project: path})
 
     def test_inherited(self) -> None:
         """In a scope that has a project, a directory gets one of its own all the same."""
@@ -215,9 +220,10 @@ class AllocateTests(ProjectsCase):
                 registry.change([lambda entries: entries.displace(1000)])
 
         self.rig.on_step = retire
-        self.assertEqual(self.allocate(path), 1001)
-        self.assertEqual(self.kernel.of(path), Mark(1001, True))
-        self.assertEqual(registry.read().paths, {1001: path})
+        project = self.allocate(path)
+        self.assertNotEqual(project, 1000)
+        self.assertEqual(self.kernel.of(path), Mark(project, True))
+        self.assertEqual(registry.read().paths, {project: path})
 
     def test_audit(self) -> None:
         """Each change is told, with who has asked for it; what changes nothing is not."""
@@ -507,6 +513,31 @@ class LimitTests(ProjectsCase):
         self.assertGreaterEqual(found.size, 10_000)
 
 
+class PinnedTests(ProjectsCase):
+    """Somebody gives files of his the ids that would be given next."""
+
+    def pin(self, ids: range) -> None:
+        directory = self.kernel.make(self.rig.path("files"))
+        for project in ids:
+            self.kernel.put(self.kernel.make(f"{directory}/{project}", b""), project)
+
+    def test_some(self) -> None:
+        """Others are found without looking at all that are in use, which may be very many."""
+        self.pin(range(1000, 1100))
+        self.patch(self.projects, "in_use", lambda: self.fail("looked at all"))
+        path, project = self.folder(limit=8192)
+        self.assertNotIn(project, range(1000, 1100))
+        self.assertEqual(self.account(path), Account(project, Limit(8192), 0, 1))
+        self.assertEqual(self.folder(2)[1], project + 1 if project < 1999 else 1100)
+
+    def test_most(self) -> None:
+        """The last one is found all the same."""
+        self.projects.ids = range(1000, 1100)
+        self.pin(range(1000, 1099))
+        self.assertEqual(self.folder()[1], 1099)
+        self.assertRaises(NotManaged, self.folder, 2)
+
+
 class ReleaseTests(ProjectsCase):
     def test_release(self) -> None:
         """When its directory is gone, a project loses its limit, and its id is free."""
@@ -519,7 +550,7 @@ class ReleaseTests(ProjectsCase):
     def test_there(self) -> None:
         """A project whose directory is there is not released."""
         path, project = self.folder(limit=8192)
-        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertThere(project)
         self.assertEqual(self.account(path).limit, Limit(8192))
 
     def test_charged(self) -> None:
@@ -590,7 +621,7 @@ class ReleaseTests(ProjectsCase):
         self.kernel.put(second, project)
         self.kernel.put(path, 0)
         os.rmdir(second)
-        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertThere(project)
         self.kernel.put(path, other)
         self.assertFalse(self.do(self.projects.release(other)), "it is charged with the first")
         self.assertEqual(self.kernel.limits, {project: Limit(8192), other: Limit(4096)})
@@ -612,8 +643,8 @@ class ReleaseTests(ProjectsCase):
         with open(self.rig.places, "a") as file:
             file.write(f"{project}:{other}\n")
         os.rmdir(path)
-        for _ in range(2):
-            self.assertFalse(self.do(self.projects.release(project)))
+        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertThere(project)
         self.assertEqual(self.kernel.limits, {project: Limit(8192)})
         self.assertEqual(self.lines(self.rig.places), [f"{project}:{other}"])
 

@@ -8,13 +8,15 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from backends.xfs.interfaces import Limit, Mark, Quotas
+from backends.xfs.interfaces import Account, Limit, Mark, Quotas
 from backends.xfs.projects import Projects
 from storageproxy.beneath import Directory
 from storageproxy.errors import BackendFailure
 from storageproxy.testing import result_of
+from storageproxy.threads import Progress
 from tests.test_xfs_projects import ProjectsCase, opened
 
 SCOPE = "5" * 32
@@ -157,7 +159,7 @@ class DriftTests(ReconcileCase):
         self.assertLine(lines, path, "could not be looked at", "CAP_DAC_READ_SEARCH")
         self.assertLine(lines, other, "could not be looked at")
         self.assertEqual(len(lines), 2, lines)
-        self.assertFalse(self.do(self.projects.release(project)))
+        self.assertThere(project)
         self.assertRegistered({project: path})
         self.assertEqual(self.kernel.limits[project], Limit(8192))
 
@@ -190,7 +192,7 @@ class DriftTests(ReconcileCase):
                 lines = self.reconcile()
                 self.assertLine(lines, path, "could not be looked at", words)
                 self.assertEqual(len(lines), 3, lines)
-                self.assertFalse(self.do(self.projects.release(project)))
+                self.assertThere(project)
             self.assertEqual(self.kernel.limits, {project: Limit(8192)})
             self.assertRight()
 
@@ -225,6 +227,70 @@ class DriftTests(ReconcileCase):
         self.projects.ids = range(project, project + 1)
         lines = self.reconcile()
         self.assertLine(lines, new, "gets none", "give the agent more")
+        self.assertEqual(self.account(path).limit, Limit(8192))
+
+    def test_strays(self) -> None:
+        """
+        Ids that owners have given to files of theirs, and nobody else to anybody, are not freed one
+        by one: what is in a folder is taken from them, and of the others is one line.
+        """
+        path, project = self.folder(1, limit=8192)
+        for number in range(1500, 1600):
+            self.kernel.put(self.kernel.make(f"{path}/{number}", b""), number)
+        for number in (1500, 1700, 1701):
+            self.kernel.put(self.kernel.make(self.rig.path(f"{number}"), b""), number)
+        self.rig.steps.clear()
+        lines = self.reconcile()
+        self.assertLine(lines, path, "100 files and directories")
+        self.assertLine(lines, "3 projects that were given to nobody", "1500")
+        self.assertEqual(len(lines), 2, lines)
+        self.assertEqual(set(self.rig.steps), {"seized"})
+        self.assertRegistered({project: path})
+
+    def test_alive(self) -> None:
+        """However many projects there are, reading their accounts is not taken for hanging."""
+        steps: list[int] = []
+        step = Progress.step
+
+        def watched(progress: Progress, entries: int = 1, size: int = 0) -> None:
+            steps.append(entries)
+            step(progress, entries, size)
+
+        def accounts(descriptor: int) -> Iterator[Account]:
+            for number in range(3000, 3010):
+                before = len(steps)
+                yield Account(number, Limit(0), 0, 1)
+                self.assertGreater(len(steps), before)
+
+        self.patch(Progress, "step", watched)
+        self.patch(self.kernel, "accounts", accounts)
+        self.assertEqual(self.reconcile(), [])
+
+    def test_given_meanwhile(self) -> None:
+        """A folder that gets a project while others are given theirs keeps it, with the limit."""
+        self.projects.ids = range(1000, 1001)
+        gone, project = self.folder(1, limit=8192)
+        os.rmdir(gone)
+        accounts, assign = self.kernel.accounts, self.projects.assign
+        path = self.rig.path("ab", "cd", f"{2:028x}")
+
+        def released(descriptor: int) -> Iterator[Account]:
+            yield from accounts(descriptor)
+            self.do(self.projects.release(project))
+            self.kernel.make(path)
+
+        async def late(*args: Any, **more: Any) -> int:
+            self.projects.assign = assign  # type: ignore[method-assign]
+            self.allocate(path)
+            self.set_limit(path, Limit(8192))
+            return await assign(*args, **more)
+
+        with contextlib.ExitStack() as patched:
+            patched.callback(setattr, self.kernel, "accounts", accounts)
+            self.kernel.accounts = released  # type: ignore[method-assign]
+            self.projects.assign = late  # type: ignore[method-assign]
+            self.reconcile()
+        self.assertRegistered({project: path})
         self.assertEqual(self.account(path).limit, Limit(8192))
 
     def test_cannot_be_freed(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from backends.xfs import seizure
 from backends.xfs.interfaces import Mark
 from backends.xfs.seizure import Seizure, seize
 from backends.xfs.testing import MemoryKernel
@@ -181,6 +182,32 @@ class SeizureTests(SynchronousTestCase):
         self.assertEqual(found, Seizure(7, 35, 35))
         self.assertSeized(*rest, os.path.join(moved, "c", "d"))
         self.assertEqual(self.kernel.of(self.above), Mark(0, False))
+
+    def test_led_on(self) -> None:
+        """Who moves what was visited to where it is visited again is not followed for ever."""
+        self.patch(seizure, "PATIENCE", 10)
+        names = [str(number) for number in range(8)]
+        bottoms = [os.stat(self.make(top, *names)).st_ino for top in "ab"]
+        tops = [os.path.join(self.top, top) for top in "ab"]
+        moves: list[int] = []
+        real = os.scandir
+
+        def scandir(place: int | str) -> object:
+            inode = os.fstat(place).st_ino if isinstance(place, int) else 0
+            if inode in bottoms and len(moves) < 100:
+                # The other chain goes on where this one ends.
+                this, other = bottoms.index(inode), 1 - bottoms.index(inode)
+                moves.append(this)
+                top = os.path.join(self.top, f"{len(moves)}")
+                os.rename(tops[this], top)
+                tops[this], below = top, os.path.join(top, *names, "below")
+                os.rename(tops[other], below)
+                tops[other] = below
+            return real(place)
+
+        self.patch(os, "scandir", scandir)
+        self.assertGreater(self.seize().missed[errno.ENOENT], 0)
+        self.assertLess(len(moves), 10)
 
     def test_lost(self) -> None:
         """What cannot be found again is counted, and nothing else is taken for it."""

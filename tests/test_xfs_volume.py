@@ -193,7 +193,7 @@ class FakeTests(XFSTestCase):
                 self.assertEqual(result_of(limited), account)
                 self.assertEqual(result_of(self.projects.account(descriptor)), account)
         self.assertEqual(len(set(found)), 2)
-        self.assertFalse(result_of(self.projects.release(found[0])))
+        self.assertRaises(NotManaged, result_of, self.projects.release(found[0]))
         os.rmdir(os.path.join(self.path, "a"))
         self.assertTrue(result_of(self.projects.release(found[0])))
         os.rmdir(os.path.join(self.path, "b"))
@@ -671,6 +671,30 @@ class QuotaTests(XFSTestCase):
                 self.assertEqual((document["status"], document["msg"]), (409, str(error)))
                 self.assertNotIn("internal", document["error_code"])
 
+    def test_emptied(self) -> None:
+        """A folder whose owner has emptied it and left its project gets no other one."""
+        result_of(self.volume.create_folder(bare_id(1), None, MEBI))
+        self.kernel.put(self.place(bare_id(1)), 0)
+        self.assertRaises(Drifted, result_of, self.volume.set_quota(bare_id(1), MEBI))
+        self.assertRaises(Drifted, result_of, self.volume.get_quota(bare_id(1)))
+        self.assertEqual(self.allocated(), 1)
+
+    def test_left_scope(self) -> None:
+        """Nor does one in a scope that is limited as a whole."""
+        scope = scoped_id(1).scope
+        assert scope is not None
+        result_of(self.volume.create_scope(scope, MEBI))
+        result_of(self.volume.create_folder(scoped_id(1), None, None))
+        for foreign in (0, 7):
+            self.kernel.put(self.place(scoped_id(1)), foreign)
+            for work in (
+                self.volume.set_quota(scoped_id(1), MEBI),
+                self.volume.get_quota(scoped_id(1)),
+            ):
+                error = self.assertRaises(UnsupportedOperation, result_of, work)
+                self.assertIn("the quota scope is limited", error.message)
+        self.assertEqual(self.allocated(), 1)
+
     def test_scope_of_limited_folders(self) -> None:
         """A scope cannot be limited when its folders are, one by one; nothing of it is counted."""
         result_of(self.volume.create_folder(scoped_id(1), None, MEBI))
@@ -829,6 +853,16 @@ class TrashTests(XFSTestCase):
         emptying = Deferred.fromCoroutine(self.volume.empty_trash())
         self.clock.pump(LAGS)
         self.assertIsNone(self.successResultOf(emptying))
+
+    def test_of_another(self) -> None:
+        """Nobody waits for a project that is that of another folder."""
+        result_of(self.volume.create_folder(bare_id(1), None, MEBI))
+        [project] = self.projects.places
+        result_of(self.volume.create_folder(bare_id(2), None, None))
+        self.kernel.put(self.place(bare_id(2)), project)
+        result_of(self.volume.delete_folder(bare_id(2)))
+        result_of(self.volume.empty_trash())
+        self.assertEqual(result_of(self.volume.get_quota(bare_id(1))), MEBI)
 
     def test_agent_gone(self) -> None:
         """A project that cannot be released now is released in the next round."""

@@ -108,6 +108,7 @@ class IProjects(Interface):
 
         :return: whether it is free; when something is charged to it still, it keeps its limit, and
             its id stays taken, until it is reconciled.
+        :raises NotManaged: when its directory is there, or it is none of those that are given here.
         """
 
     def reconcile() -> Coroutine[Any, Any, list[str]]:

@@ -10,6 +10,7 @@ is put right by reconciling.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -43,6 +44,9 @@ IDS = range(1_000_000, LAST_PROJECT + 1)
 
 #: Bytes, or inodes, of the highest limit; xfs_quota takes no larger numbers.
 HIGHEST_LIMIT = 2**62
+
+#: Ids that are tried before all that are in use are looked for, which may be very many.
+MOST_TRIES = 16
 
 #: Who wants what is done, for the log.
 asked_by: ContextVar[str] = ContextVar("asked_by", default="this process")
@@ -129,13 +133,16 @@ class Projects:
         """See :meth:`backends.xfs.interfaces.IProjects.allocate`."""
         with File(os.dup(directory)) as held:
             path, carried = await self.threads.run(self._locate_new, held)
-            busy: frozenset[int] = frozenset()
+            project, busy = 0, frozenset[int]()
             while True:
-                project = await self.assign(path, carried, busy)
+                project = await self.assign(path, carried, project, busy)
                 if await self.threads.run(self._take, held, path, project):
                     return project
-                # The kernel has an id that the registry has lost, or it was lost by now.
-                busy = await self.threads.run(self.in_use)
+                # The kernel has an id that the registry has lost, or that somebody has given to
+                # files of his; or it was lost by now.
+                busy |= {project}
+                if len(busy) == MOST_TRIES:
+                    busy |= await self.threads.run(self.in_use)
 
     async def account(self, directory: int) -> Account:
         """See :meth:`backends.xfs.interfaces.IProjects.account`."""
@@ -157,8 +164,6 @@ class Projects:
         """See :meth:`backends.xfs.interfaces.IProjects.release`."""
         async with self.turn():
             path = await self.threads.run(self._gone_from, project)
-            if path is None:
-                return False
             account = await self.retire(project, path)
             return account is not None and is_unused(account)
 
@@ -168,25 +173,32 @@ class Projects:
 
     # ---- what reconciling needs, too
 
-    async def assign(self, path: str, carried: int = 0, busy: frozenset[int] = frozenset()) -> int:
+    async def assign(
+        self, path: str, carried: int = 0, lost: int = 0, busy: frozenset[int] = frozenset()
+    ) -> int:
         """
         Record a project for a directory, unless there is one.
 
         :param path: of the directory.
         :param carried: the project that its inode says; when it is recorded, that is enough.
+        :param lost: the project that was recorded for it, and could not be taken.
         :param busy: ids that the kernel has something of.
         """
 
         def edit(entries: Entries) -> int:
             current = entries.given(path, self.ids)
             if current is not None:
-                if current == carried or current not in busy:
+                if current == carried or current != lost:
                     return current
                 # It was that of a directory which is in the trash by now.
                 entries.displace(current)
-            last = self._last or max(
-                (one for one in (*entries.paths, *entries.ours) if one in self.ids), default=0
-            )
+            if lost:
+                # Whoever has taken that one may have taken a million behind it.
+                last = secrets.choice(self.ids)
+            else:
+                last = self._last or max(
+                    (one for one in (*entries.paths, *entries.ours) if one in self.ids), default=0
+                )
             project = entries.choose(self.ids, last, busy)
             entries.place(project, path)
             self._last = project
@@ -343,7 +355,7 @@ class Projects:
             kernel.set_mark(directory, kernel.mark(directory))
             os.fsync(directory)
 
-    def _gone_from(self, project: int) -> str | None:
+    def _gone_from(self, project: int) -> str:
         entries = self.registry.read()
         if not entries.is_ours(project, self.ids):
             raise NotManaged(f"project {project} is none of ours")
@@ -353,7 +365,9 @@ class Projects:
         if not self.tree.has(path):
             raise NotManaged(f"project {project} is that of {path}, not in {self.tree.path}")
         with self.tree.open() as root:
-            return None if self._is_there(root, path) else path
+            if self._is_there(root, path):
+                raise NotManaged(f"project {project} is that of {path}, which is there")
+        return path
 
     def _left(self, project: int, path: str) -> Account | None:
         """What is left of a project, unless its directory is there."""

@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
-from backends.xfs.interfaces import Account, Mark, NotManaged
+from backends.xfs.interfaces import Account, Limit, Mark, NotManaged
 from backends.xfs.registry import Entries
 from backends.xfs.seizure import Seizure, seize
 from backends.xfs.tree import Tree
@@ -214,8 +214,17 @@ class Reconciliation:
             lambda progress: self._seize(survey, progress), "giving folders to their projects"
         ):
             self._tell(line)
-        for project, path in plan.left.items():
-            await self._free(project, path)
+        left, strays = await threads.run_long(
+            lambda progress: self._look_again(plan.left, progress), "looking for projects left"
+        )
+        if strays:
+            # There may be a million of them.
+            self._tell(
+                f"{len(strays)} projects that were given to nobody, {strays[0]} among them, are"
+                " charged with files or directories that could not be given back to theirs"
+            )
+        for project in left:
+            await self._free(project, plan.left[project])
         return self._lines
 
     def _tell(self, line: str) -> None:
@@ -270,7 +279,7 @@ class Reconciliation:
         try:
             async with self._projects.turn():
                 account = await self._projects.retire(project, path)
-        except BackendFailure as error:
+        except (BackendFailure, NotManaged, OSError) as error:
             self._tell(f"{whose} was left, and cannot be freed: {error}")
             return
         if account is None:
@@ -288,11 +297,11 @@ class Reconciliation:
     def _survey(self, progress: Progress) -> Survey:
         kernel = self._tree.kernel
         with self._tree.open() as root:
-            accounts = {
-                account.project: account
-                for account in kernel.accounts(root.descriptor)
-                if account.project in self._projects.ids
-            }
+            accounts = {}
+            for account in kernel.accounts(root.descriptor):
+                progress.step(0)
+                if account.project in self._projects.ids:
+                    accounts[account.project] = account
             entries = self._projects.registry.read()
             missed: list[str] = []
             places: dict[str, Place] = {}
@@ -319,6 +328,26 @@ class Reconciliation:
                     # It is told when it is gone through.
                     found[path] = Found(None, place)
         return Survey(accounts, entries, found, missed)
+
+    def _look_again(self, left: Iterable[int], progress: Progress) -> tuple[list[int], list[int]]:
+        """
+        Look at projects without a directory, when all that is in others was taken from them.
+
+        :return: those that may be freed, and those that were never given and have no limit, but
+            are charged with something.
+        """
+        taken: list[int] = []
+        strays: list[int] = []
+        entries = self._projects.registry.read()
+        with self._tree.open() as root:
+            for project in left:
+                progress.step(0)
+                account = self._tree.kernel.account(root.descriptor, project)
+                if entries.is_taken(project) or account.limit != Limit(0):
+                    taken.append(project)
+                elif account.size or account.inodes:
+                    strays.append(project)
+        return taken, strays
 
     def _seize(self, survey: Survey, progress: Progress) -> list[str]:
         lines: list[str] = []

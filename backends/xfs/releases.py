@@ -55,7 +55,7 @@ class Releases:
                 if lag is not None:
                     await deferLater(self.reactor, lag)
         except NotManaged as error:
-            # The owner had given it a project that nobody is to release.
+            # The owner had given it a project that nobody is to release, or that of another one.
             self._log.info("Volume {name}: {error}", name=self.volume, error=error.message)
             return
         except BaseException:

@@ -21,6 +21,9 @@ from storageproxy.beneath import Directory
 from storageproxy.errors import InvalidSubpath, NotRegularFile
 from storageproxy.trees import VANISHED, Step, unwatched
 
+#: Directories that are visited before it is looked at whether there can be as many.
+PATIENCE = 1000
+
 
 @define
 class Seizure:
@@ -95,6 +98,7 @@ class _Walk:
         self._found = found
         self._step = step
         self._levels: list[_Level] = []
+        self._visited = 0
 
     def run(self, others: frozenset[str]) -> None:
         self._current = self._again()
@@ -103,6 +107,9 @@ class _Walk:
             while self._levels:
                 level = self._levels[-1]
                 if level.names:
+                    if self._is_led_on():
+                        self._lose(0)
+                        break
                     self._enter(level, level.names.pop())
                     continue
                 self._levels.pop()
@@ -110,6 +117,17 @@ class _Walk:
                     self._return()
         finally:
             self._current.close()
+
+    def _is_led_on(self) -> bool:
+        """
+        Whether more directories were visited than there are. Who moves those that were visited
+        beneath the others, again and again, could keep everybody else waiting for ever.
+        """
+        if self._visited % PATIENCE:
+            return False
+        account = self._kernel.account(self._top.descriptor, self._found.project)
+        # Some of them may have been removed meanwhile.
+        return self._visited > 2 * account.inodes
 
     def _enter(self, level: _Level, name: str) -> None:
         self._step(0)
@@ -135,6 +153,7 @@ class _Walk:
     def _visit(self, directory: Directory, name: str, others: frozenset[str]) -> _Level:
         """Give a directory to the project, and the files in it."""
         level = _Level(name, _identity(directory), others)
+        self._visited += 1
         self._found.entries += 1
         self._give(directory.descriptor, inherited=True)
         try:

@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from attrs import evolve
 from zope.interface import implementer
 
-from backends.xfs.interfaces import Account, IKernel, IProjects, Limit, Mark, Quotas
+from backends.xfs.interfaces import (
+    Account,
+    Drifted,
+    IKernel,
+    IProjects,
+    Limit,
+    Mark,
+    NotManaged,
+    Quotas,
+)
 
 BLOCK = 4096
 
@@ -191,17 +200,25 @@ class MemoryProjects:
     async def account(self, directory: int) -> Account:
         """See :meth:`backends.xfs.interfaces.IProjects.account`."""
         self._refuse()
-        return self.kernel.account(directory, self.kernel.mark(directory).project)
+        path = os.readlink(f"/proc/self/fd/{directory}")
+        own = {project for project, place in self.places.items() if place == path}
+        if not own:
+            raise NotManaged(f"{path} has no project")
+        project = self.kernel.mark(directory).project
+        if project not in own:
+            raise Drifted(f"{path} has project {project}, and not its own")
+        return self.kernel.account(directory, project)
 
     async def set_limit(self, directory: int, limit: Limit) -> Account:
         """See :meth:`backends.xfs.interfaces.IProjects.set_limit`."""
-        self._refuse()
-        self._limit(self.kernel.mark(directory).project, limit)
+        self._limit((await self.account(directory)).project, limit)
         return await self.account(directory)
 
     async def release(self, project: int) -> bool:
         """See :meth:`backends.xfs.interfaces.IProjects.release`."""
         self._refuse()
+        if os.path.isdir(self.places.get(project, "")):
+            raise NotManaged(f"{self.places[project]} is there")
         if self.kernel.account(-1, project).inodes:
             return False
         self.places.pop(project, None)

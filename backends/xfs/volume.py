@@ -72,8 +72,9 @@ class _Place:
     """
     A directory, open.
 
-    :param project: its own project, 0 when it has none.
-    :param inherited: whether it has that of the directory it lies in.
+    :param project: what its inode says, which its owner can change; 0 for none.
+    :param inherited: whether it belongs to the project of the directory it lies in, whatever its
+        owner has made of its own.
     """
 
     directory: Directory
@@ -348,13 +349,25 @@ class XFSVolume(VFSVolume):
 
         async def ask() -> Account | None:
             async with self._open(names, missing) as place:
-                if place.project:
-                    return await self._connected().account(place.directory.descriptor)
-                if place.inherited and inherited is not None:
+                if not place.inherited:
+                    return await self._own_account(place)
+                if inherited is not None:
                     raise inherited
                 return None
 
         return await self._background.run("A look at a quota", ask())
+
+    async def _own_account(self, place: _Place) -> Account | None:
+        """
+        :return: None for a directory that was never given a project. Only who gives them knows: the
+            owner of one that was can have it say so, too.
+        """
+        try:
+            return await self._connected().account(place.directory.descriptor)
+        except NotManaged:
+            if place.project:
+                raise
+            return None
 
     async def _told(self, vfid: VFolderID) -> Account | None:
         """:return: what the kernel says of a vfolder, None when that is not about what is in it."""
@@ -378,13 +391,14 @@ class XFSVolume(VFSVolume):
             if place.inherited:
                 raise self._scope_is_limited()
             projects, descriptor = self._connected(), place.directory.descriptor
-            if not place.project:
+            account = await self._own_account(place)
+            if account is None:
                 if await self.threads.run(os.listdir, descriptor):
                     raise refused
                 await projects.allocate(descriptor)
+                account = await projects.account(descriptor)
             # Managers say nothing of inodes; an administrator may have.
-            inodes = (await projects.account(descriptor)).limit.inodes
-            await projects.set_limit(descriptor, evolve(limit, inodes=inodes))
+            await projects.set_limit(descriptor, evolve(limit, inodes=account.limit.inodes))
 
     async def _set_scope_limit(self, scope: QuotaScopeID, limit: Limit) -> None:
         refused = UnsupportedOperation(
@@ -490,11 +504,11 @@ class XFSVolume(VFSVolume):
                 raise missing from None
             try:
                 project = self._project_of(directory)
-                inherited = project != 0 and project == self._project_of(parent)
+                above = self._kernel.mark(parent.descriptor)
             except BaseException:
                 directory.close()
                 raise
-        return _Place(directory, 0 if inherited else project, inherited)
+        return _Place(directory, project, above.inherited and above.project != 0)
 
     def _parent(self, names: Sequence[str], missing: StorageProxyError) -> Directory:
         with self.open_root() as root:

@@ -74,10 +74,13 @@ class ProjectsCase(SynchronousTestCase):
         """Give a directory to a project, as its owner may."""
         self.as_owner("xfs_io", "-r", "-c", f"chproj {number}", path)
 
+    def vfid(self, path: Path) -> VFolderID:
+        """The vfolder that lies there."""
+        return VFolderID.parse("".join(path.parts[-3:]))
+
     def delete(self, path: Path) -> None:
         """Delete a vfolder as the daemon does."""
-        vfid = VFolderID.parse("".join(path.parts[-3:]))
-        self.assertTrue(self.mortal.do("delete_folder", vfid).result)
+        self.assertTrue(self.mortal.do("delete_folder", self.vfid(path)).result)
 
     def remove(self, path: Path) -> None:
         """Remove a vfolder."""

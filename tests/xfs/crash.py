@@ -33,7 +33,7 @@ from backends.xfs.registry import Registry
 from backends.xfs.tree import Tree
 from backends.xfs.volume import XFSVolume
 from storageproxy.threads import VolumeThreads
-from storageproxy.vfolder import VFolderID
+from storageproxy.vfolder import QuotaScopeID, VFolderID
 
 T = TypeVar("T")
 
@@ -110,6 +110,8 @@ def _plain(argument: Any) -> Any:
             return {"directory": str(argument)}
         case VFolderID():
             return {"vfid": str(argument)}
+        case QuotaScopeID():
+            return {"scope": str(argument)}
         case Limit():
             return {"limit": [argument.size, argument.inodes]}
         case _:
@@ -123,6 +125,8 @@ def _real(argument: Any) -> Any:
             return os.open(path, os.O_RDONLY)
         case {"vfid": text}:
             return VFolderID.parse(text)
+        case {"scope": text}:
+            return QuotaScopeID.parse(text)
         case {"limit": numbers}:
             return Limit(*numbers)
         case _:

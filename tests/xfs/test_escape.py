@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 
-from tests.xfs import kernel
+from storageproxy.vfolder import VFolderID
+from tests.xfs import kernel, services
 from tests.xfs.case import LIMIT, MEBI, ProjectsCase
 
 
@@ -79,6 +81,51 @@ class DeletionTests(ProjectsCase):
         self.assert_sound(self.victim, self.first)
 
 
+class LimitTests(ProjectsCase):
+    """He takes an empty folder out of its project, and waits until it is limited anew."""
+
+    def emptied(self, path: Path) -> None:
+        """Leave a project, with a folder that was made empty."""
+        self.as_owner("rm", "-f", path / "file")
+        self.give(path, 0)
+
+    def refused(self, vfid: VFolderID, why: str) -> None:
+        """Try to limit a folder."""
+        error = self.assertRaises(RuntimeError, self.mortal.do, "set_quota", vfid, 2 * LIMIT)
+        self.assertIn(why, str(error))
+
+    def test_emptied(self) -> None:
+        """It gets no other project, but its own again, with the limit."""
+        path = self.owned_folder()
+        number = kernel.project(path).id
+        self.emptied(path)
+        self.refused(self.vfid(path), "reconciling gives it back")
+        self.assertEqual(self.recorded(), {str(path): number})
+        error = self.assertRaises(RuntimeError, self.mortal.do, "get_quota", self.vfid(path))
+        self.assertIn("reconciling gives it back", str(error))
+        self.told(path, "had project 0")
+        self.assertEqual(kernel.project(path).id, number)
+        self.assert_sound(path)
+        self.mortal.do("set_quota", self.vfid(path), 2 * LIMIT)
+        self.assertEqual(kernel.charges()[number].limit, 2 * LIMIT)
+
+    def test_in_scope(self) -> None:
+        """In a scope that is limited as a whole it gets none, whatever he makes of its own."""
+        vfid = VFolderID.parse(f"user:{uuid4()}/{uuid4()}")
+        assert vfid.scope is not None
+        self.mortal.do("create_scope", vfid.scope, LIMIT)
+        self.mortal.do("create_folder", vfid, None, None)
+        path = self.volume.joinpath(*vfid.layout)
+        number = kernel.project(path).id
+        os.chown(path, services.USER, services.USER)
+        for foreign in (0, 7):
+            self.give(path, foreign)
+            self.refused(vfid, "the quota scope is limited")
+            self.reconcile()
+            self.assertEqual(kernel.project(path), (number, True))
+            self.assertEqual(self.recorded(), {str(self.volume / vfid.scope.layout[0]): number})
+
+
 class ObstacleTests(ProjectsCase):
     """One folder cannot be looked at; the others are put right all the same."""
 
@@ -139,7 +186,8 @@ class ObstacleTests(ProjectsCase):
         """A folder that is hidden by a mount is not taken for one that is gone."""
         self.mount("-t", "tmpfs", "none", self.path)
         self.told(self.path, "could not be looked at", "umount")
-        self.assertFalse(self.mortal.do("release", self.number).result)
+        error = self.assertRaises(RuntimeError, self.mortal.do, "release", self.number)
+        self.assertIn("is there", str(error))
         self.assertEqual(kernel.charges()[self.number].limit, LIMIT)
         self.assertEqual(self.recorded()[str(self.path)], self.number)
 
