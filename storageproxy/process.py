@@ -140,9 +140,13 @@ def stream(
     """
     name = argv[0]
     wanted = environment(environ)
-    command = os.path.realpath(_find_or_fail(name, wanted["PATH"]))
-    software = [command, *(confinement.software if confinement else ())]
-    reading, writing = os.pipe()
+    # What a program does may hang on the name that it is called by, so links are left in it.
+    command = os.path.abspath(_find_or_fail(name, wanted["PATH"]))
+    software = [os.path.realpath(command), *(confinement.software if confinement else ())]
+    try:
+        reading, writing, place = _descriptors(directory)
+    except OSError as error:
+        raise CommandFailed(f"{name}: {error.strerror}") from None
     child = _Streamed(reactor, name)
     reactor.callFromThread(
         child.start,
@@ -150,7 +154,7 @@ def stream(
             *(sys.executable, "-I", "-S", launch.__file__),
             *(_rights(confinement), ":".join(software), command, *map(os.fsencode, argv[1:])),
         ],
-        {0: "w", 1: writing, 2: "r", launch.DIRECTORY: os.dup(directory)},
+        {0: "w", 1: writing, 2: "r", launch.DIRECTORY: place},
         wanted,
     )
     try:
@@ -159,6 +163,16 @@ def stream(
     finally:
         os.close(reading)
         reactor.callFromThread(child.end)
+
+
+def _descriptors(directory: int) -> tuple[int, int, int]:
+    """The two ends of a pipe, and a copy."""
+    place = os.dup(directory)
+    try:
+        return *os.pipe(), place
+    except OSError:
+        os.close(place)
+        raise
 
 
 def _rights(confinement: Confinement | None) -> str:

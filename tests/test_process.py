@@ -4,6 +4,7 @@ Commands: real ones, which end, hang, say too much, or do not exist.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -325,6 +326,44 @@ class StreamTests(TestCase):
         with self.assertRaises(CommandFailed) as caught:
             await self.all_of(str(script))
         self.assertIn("it cannot be begun", str(caught.exception))
+
+    async def test_no_descriptors(self) -> None:
+        """Without descriptors to spare it is not begun, and none is lost."""
+        before = descriptors()
+        for call in ("dup", "pipe"):
+
+            def full(*_: object) -> None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            patched = self.patch(os, call, full)
+            with self.assertRaises(CommandFailed) as caught:
+                await self.all_of("true")
+            patched.restore()
+            self.assertEqual(str(caught.exception), "true: Too many open files")
+        self.assertEqual(descriptors(), before)
+
+    async def test_name(self) -> None:
+        """A command that is many, by links to it, is told which one it is to be."""
+        places = Path(self.mktemp()).resolve()
+        places.mkdir()
+        many = places / "many"
+        many.write_text('#!/bin/sh\necho "${0##*/}"\n')
+        many.chmod(0o755)
+        (places / "one").symlink_to("many")
+        environ = {"PATH": f"{places}:/usr/bin:/bin"}
+        software = Confinement(("/usr", "/bin", "/lib", "/lib64"))
+        for confinement in (None, software):
+            said = await self.all_of("one", environ=environ, confinement=confinement)
+            self.assertEqual(said, b"one\n")
+
+    async def test_relative_path(self) -> None:
+        """A command on a relative path is that of the daemon, not one in the directory."""
+        places = Path(self.mktemp())
+        places.mkdir()
+        command = places / "one"
+        command.write_text("#!/bin/sh\necho right\n")
+        command.chmod(0o755)
+        self.assertEqual(await self.all_of("one", environ={"PATH": str(places)}), b"right\n")
 
     async def test_no_process(self) -> None:
         """That there can be no more processes is one, too."""

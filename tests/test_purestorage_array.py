@@ -4,12 +4,18 @@ What is asked of a FlashBlade, in both generations of its API: a simulated one, 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from hypothesis import example as case
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from treq.testing import StubTreq
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
+from twisted.web.server import Request
 from zope.interface.verify import verifyObject
 
 from backends.purestorage.array import Array
@@ -22,6 +28,32 @@ from tests.engines.flashblade.simulator import Answer, Simulator, error, instead
 
 GIB, TIB = 1 << 30, 1 << 40
 URL = "https://array.example.com"
+
+#: What arrays talk about, and what they might say of it.
+KEYS = (
+    *("items", "errors", "message", "context", "versions", "continuation_token"),
+    *("pagination_info", "id", "name", "status", "space", "capacity", "provisioned"),
+    *("virtual", "total_physical", "hard_limit_enabled", "destroyed", "reads_per_sec"),
+)
+VALUES = some.recursive(
+    some.none()
+    | some.booleans()
+    | some.integers()
+    | some.sampled_from([10**400, -1, "\ud800", "healthy", "2.9"])
+    | some.floats()
+    | some.text(),
+    lambda inner: some.lists(inner, max_size=2) | some.dictionaries(some.sampled_from(KEYS), inner),
+    max_leaves=4,
+)
+STATUSES = some.sampled_from([200, 200, 400, 403, 404, 500])
+BODIES = (
+    VALUES
+    | some.fixed_dictionaries({"errors": VALUES})
+    | some.fixed_dictionaries({"versions": some.lists(VALUES | some.from_regex(r"[12]\.[0-9]+"))})
+    | some.dictionaries(some.sampled_from(KEYS[6:]), VALUES).map(
+        lambda item: {"items": [{"id": "", "name": "", "status": "", "capacity": 1, **item}]}
+    )
+)
 
 
 class ArrayCase:
@@ -250,3 +282,40 @@ class LastOfFirstTests(ArrayCase, SynchronousTestCase):
 
 class SecondTests(ArrayCase, SynchronousTestCase):
     version = "2.0"
+
+
+class NonsenseTests(SynchronousTestCase):
+    """Arrays that say anything."""
+
+    @settings(max_examples=100)
+    @case("2.9", "usage", [(400, {"errors": 5})])
+    @case("2.9", "usage", [(200, {"items": [{"provisioned": -1}]})])
+    @given(
+        some.sampled_from([None, "1.8", "2.9"]),
+        some.sampled_from(["look", "health", "usage", "metric", "limit"]),
+        some.lists(some.tuples(STATUSES, BODIES), min_size=1, max_size=4),
+    )
+    def test_nonsense(self, version: str | None, name: str, said: list[tuple[int, Any]]) -> None:
+        """Whatever an array says is told as JSON, or is an error that names it."""
+        replies = iter(said)
+        resource = Resource()
+        resource.isLeaf = True
+
+        def render(request: Request) -> bytes:
+            is_login = request.path == b"/api/login"
+            code, content = (200, {}) if is_login else next(replies, said[-1])
+            request.setResponseCode(code)
+            request.setHeader(b"x-auth-token", b"session")
+            return json.dumps(content).encode()
+
+        self.patch(resource, "render", render)
+        rest = RESTClient(Clock(), StubTreq(resource), "fb", URL, "T-secret", version, 15.0)
+        try:
+            found = result_of(getattr(Array(rest, "fb", "FB-NFS1"), name)())
+        except StorageProxyError as error:
+            self.assertIn("volume fb", error.message)
+            error.message.encode()
+        else:
+            json.dumps(found, allow_nan=False)
+            if name == "usage":
+                self.assertGreaterEqual(min(found), 0)

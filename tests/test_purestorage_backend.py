@@ -69,6 +69,7 @@ class OptionsTests(SynchronousTestCase):
             ({"purity_api_token": ["T-secret"]}, "purity_api_token"),
             ({"purity_fs_name": None}, "purity_fs_name"),
             ({"purity_fs_name": " "}, "purity_fs_name"),
+            ({"purity_fs_name": "FB-NFS1,other"}, "purity_fs_name"),
             ({"purity_api_version": 1.8}, "purity_api_version"),
             ({"purity_api_version": "1.7"}, "purity_api_version"),
             ({"purity_api_version": "2.30"}, "purity_api_version"),

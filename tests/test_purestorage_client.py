@@ -325,10 +325,13 @@ class PatienceTests(ClientCase):
             ({"RateLimit-Reset": "3"}, 3.0),
             ({"Retry-After": "2", "RateLimit-Reset": "9"}, 2.0),
             ({"Retry-After": "0"}, client.SHORTEST_PAUSE),
-            ({"Retry-After": "Mon, 23 Nov 2026 00:00:00 GMT"}, client.FIRST_PAUSE),
+            ({"Retry-After": "Thu, 01 Jan 1970 01:00:05 GMT"}, 5.0),
+            ({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, client.FIRST_PAUSE),
+            ({"Retry-After": "Mon, 99 Nov 2026 00:00:00 GMT"}, client.FIRST_PAUSE),
             ({"Retry-After": "-1"}, client.FIRST_PAUSE),
         ):
             self.array.say("/api/2.9/arrays", (429, {}, headers))
+            self.clock.advance(3600 - self.clock.seconds())
             asking = self.begin()
             self.clock.advance(pause * 0.99)
             self.assertNoResult(asking)
@@ -439,7 +442,7 @@ class PageTests(ClientCase):
 
     def test_endless(self) -> None:
         """An array that goes on for ever is not followed."""
-        self.patch(client, "MAX_PAGES", 5)
+        self.patch(client, "_MIN_PAGE", client.MAX_ANSWER // 5)
         for token in (lambda number: "same", lambda number: f"token{number}", lambda number: 7):
             self.array.say(
                 "/api/2.9/blades",
@@ -447,6 +450,27 @@ class PageTests(ClientCase):
             )
             self.assertIn("pages", self.error(BackendFailure, "blades").message)
             self.array.replies.clear()
+
+    def test_many_large(self) -> None:
+        """All pages together are no larger than an answer may be."""
+        large = {"items": ["x" * (client.MAX_ANSWER // 3)]}
+        pages = [(200, {**large, "continuation_token": str(number)}) for number in range(5)]
+        self.array.say("/api/2.9/blades", *pages)
+        self.assertIn("pages", self.error(BackendFailure, "blades").message)
+        self.assertEqual(self.array.asked.count("GET /api/2.9/blades"), 3)
+
+    def test_deadline(self) -> None:
+        """The deadline is for all pages together."""
+        self.array.say("/api/2.9/blades", None, None)
+        asking = self.begin("blades")
+        self.clock.advance(10)
+        [request] = self.array.held
+        request.write(b'{"items": [1], "continuation_token": "next"}')
+        request.finish()
+        self.treq.flush()
+        self.assertEqual(len(self.array.held), 2)
+        self.clock.advance(5)
+        self.failureResultOf(asking, VolumeUnavailable)
 
     def test_session_ends_between_pages(self) -> None:
         """A session that ends between two pages is renewed."""
@@ -470,6 +494,9 @@ class ErrorTests(ClientCase):
             (502, b"", "HTTP status 502"),
             (400, {"errors": "x"}, "HTTP status 400"),
             (400, {"errors": [7, None, {"message": 8}]}, "HTTP status 400"),
+            (400, {"errors": 5}, "HTTP status 400"),
+            (500, {"errors": True}, "HTTP status 500"),
+            (400, {"message": "half \ud800 a character"}, "half   a character"),
             (400, [1], "HTTP status 400"),
             (301, b"", "HTTP status 301"),
             (400, {"message": "two\nlines\x1b[31m"}, "two lines [31m"),
@@ -541,6 +568,8 @@ class ErrorTests(ClientCase):
         self.array.say("/api/logout", (500, {"message": TOKEN}))
         result_of(self.rest.stop())
         said.append(str(self.events))
+        self.array.say("/api/2.9/arrays", (400, {"message": "x" * 490 + TOKEN}))
+        self.assertNotIn(TOKEN[:5], self.error(ArrayError).message)
         self.assertIn("bad: *** ***", said[0])
         for text in said:
             self.assertNotIn(TOKEN, text)

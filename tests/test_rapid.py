@@ -90,13 +90,15 @@ class VolumeCase(RapidCase):
     def behave(self, **how: Any) -> None:
         behave(self.bin, Behaviour(self.generation, **how))
 
-    def warnings(self) -> list[str]:
+    def told(self, level: Any = LogLevel.info) -> list[str]:
         return [
             event["log_format"].format(**event)
             for event in self.events
-            if event["log_namespace"] == "storageproxy.rapidfile"
-            and event["log_level"] == LogLevel.warn
+            if event["log_namespace"] == "storageproxy.rapidfile" and event["log_level"] == level
         ]
+
+    def warnings(self) -> list[str]:
+        return self.told(LogLevel.warn)
 
     async def names(self) -> set[str]:
         def scan(folder: Any) -> set[str]:
@@ -117,9 +119,27 @@ class DetectionTests(VolumeCase):
         self.assertEqual(capabilities(self.volume), ["vfolder"])
         await self.volume.check()
         self.assertEqual(capabilities(self.volume), ["vfolder", "fast-scan"])
-        self.assertEqual(list(self.volume.versions), ["pls", "pdu", "prm"])
+        self.assertEqual(list(self.volume.versions), ["pls", "pdu", "prm", "pcopy", "pfind"])
+        self.assertEqual(
+            self.told(),
+            [
+                "Volume test: RapidFile Toolkit: pls 2.1.1 (listings), pdu 2.1.1 (usage), prm 2.1.1"
+                " (the trash), pcopy 2.1.1 (not used), pfind 2.1.1 (not used)."
+            ],
+        )
         self.assertEqual(self.warnings(), [])
         self.assertEqual(os.listdir(os.path.join(self.path, probe.PLACE)), [])
+
+    async def test_unused(self) -> None:
+        """Of commands that would not be used anyway nobody is warned; those of the same name are
+        not taken for them."""
+        os.unlink(os.path.join(self.bin, "pfind"))
+        other = Path(self.bin, "pcp")
+        other.write_text("#!/bin/sh\necho pcp version 6.0.3\n")
+        other.chmod(0o755)
+        await self.volume.check()
+        self.assertEqual(list(self.volume.versions), ["pls", "pdu", "prm", "pcopy"])
+        self.assertEqual(self.warnings(), [])
 
     async def test_other_volumes(self) -> None:
         """What one volume can do is not said of others."""
@@ -136,6 +156,8 @@ class DetectionTests(VolumeCase):
         for part in ("Volume test", "pls: not found", "pdu: not found", "without them"):
             self.assertIn(part, warning)
         self.assertNotIn("prm", warning)
+        [told] = self.told()
+        self.assertIn(": prm 2.1.1 (the trash), pcopy", told)
         self.assertEqual(capabilities(self.volume), ["vfolder"])
         self.assertEqual(await self.volume.usage(bare_id(1)), Usage(0, 0))
         self.assertEqual(await self.names(), set())
@@ -145,6 +167,8 @@ class DetectionTests(VolumeCase):
         self.behave(by_path=True)
         await self.volume.check()
         self.assertEqual(len(self.warnings()), 1)
+        [told] = self.told()
+        self.assertEqual(told.count("(not used)"), 5)
         self.behave(garbage="these commands are not called\n")
         (self.folder / "file").write_bytes(b"12345")
         self.assertEqual(await self.volume.usage(bare_id(1)), Usage(1, 5))
@@ -183,6 +207,9 @@ class DetectionTests(VolumeCase):
 
     async def test_software(self) -> None:
         """What a command may read as software has nothing of the volume in it."""
+        link = Path(self.mktemp()).resolve()
+        link.symlink_to("/opt/vfolders")
+        self.assertNotIn("/opt", self.make_volume(str(link))._software())
         for path, missing in (("/opt/vfolders", {"/opt"}), ("/mnt/usr", set()), ("/usr", {"/usr"})):
             volume = self.make_volume(path)
             self.assertEqual(set(rapidfile.SOFTWARE) - set(volume._software()), missing)

@@ -8,7 +8,7 @@ Sources: the models of the vendor's clients, and recordings of arrays in the ven
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NewType, TypeVar
 
 from attrs import frozen
 from zope.interface import implementer
@@ -16,14 +16,36 @@ from zope.interface import implementer
 from backends.purestorage.client import ArrayError, RESTClient
 from backends.purestorage.interfaces import IArray
 from storageproxy.errors import BackendFailure, InvalidParameters
-from storageproxy.schema import Complaint, Flag, structure
+from storageproxy.schema import ENDLESS, Complaint, Flag, number, register, structure, whole_number
 
 T = TypeVar("T")
+
+#: A number of bytes, and what there is of something on average, as far as they make sense.
+_Bytes = NewType("_Bytes", int)
+_Rate = NewType("_Rate", float)
 
 #: What a blade may be without being ill.
 _WELL = frozenset({"healthy", "unused"})
 
 _BAD_REQUEST = 400
+
+
+def _bytes(value: object) -> int:
+    return int(_sensible(whole_number(value)))
+
+
+def _rate(value: object) -> float:
+    return _sensible(number(value))
+
+
+def _sensible(value: float) -> float:
+    if not 0 <= value <= ENDLESS:
+        raise ValueError("value is out of all bounds")
+    return value
+
+
+register(_Bytes, _bytes)
+register(_Rate, _rate)
 
 
 @frozen
@@ -48,8 +70,8 @@ class _Space:
     :param total_physical: bytes on flash, which are fewer, as they are compressed.
     """
 
-    virtual: int | None = None
-    total_physical: int | None = None
+    virtual: _Bytes | None = None
+    total_physical: _Bytes | None = None
 
 
 @frozen
@@ -59,7 +81,7 @@ class _FileSystem:
     :param hard_limit_enabled: whether that limits what can be written.
     """
 
-    provisioned: int | None = None
+    provisioned: _Bytes | None = None
     hard_limit_enabled: Flag = Flag(False)
     destroyed: Flag = Flag(False)
     space: _Space = _Space()
@@ -67,7 +89,7 @@ class _FileSystem:
 
 @frozen
 class _ArraySpace:
-    capacity: int
+    capacity: _Bytes
     space: _Space
 
 
@@ -75,12 +97,12 @@ class _ArraySpace:
 class _Performance:
     """What the array has measured in half a minute. Times are in microseconds."""
 
-    reads_per_sec: float | None = None
-    writes_per_sec: float | None = None
-    read_bytes_per_sec: float | None = None
-    write_bytes_per_sec: float | None = None
-    usec_per_read_op: float | None = None
-    usec_per_write_op: float | None = None
+    reads_per_sec: _Rate | None = None
+    writes_per_sec: _Rate | None = None
+    read_bytes_per_sec: _Rate | None = None
+    write_bytes_per_sec: _Rate | None = None
+    usec_per_read_op: _Rate | None = None
+    usec_per_write_op: _Rate | None = None
 
 
 @implementer(IArray)

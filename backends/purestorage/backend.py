@@ -58,6 +58,8 @@ class Options(vfs.Options):
                 'options.purity_api_version: a text such as "1.8" or "2.9", from 1.8 on; leave it'
                 " out for the best that the array has"
             )
+        if "," in self.purity_fs_name:
+            found.append("options.purity_fs_name: one name; the array takes commas for several")
         if self.purity_ca_file is not None:
             found += _check_authority(self.purity_ca_file)
         return found

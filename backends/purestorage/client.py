@@ -29,15 +29,19 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
+from werkzeug.http import parse_date
 
-from backends.purestorage.connections import CONNECTIONS
+from backends.purestorage.connections import CONNECTIONS, NoAuthority
 from backends.purestorage.dialect import Dialect, dialect, newest
 from storageproxy.errors import BackendFailure, StorageProxyError, VolumeUnavailable
 
 T = TypeVar("T")
 
-#: Bytes of the largest answer, and pages of the longest list.
-MAX_ANSWER, MAX_PAGES = 4 << 20, 1000
+#: Bytes of the largest answer, with all of its pages.
+MAX_ANSWER = 4 << 20
+
+#: Bytes that a page counts for at least, so that there are a thousand of them at most.
+_MIN_PAGE = MAX_ANSWER // 1000
 
 #: Seconds before a busy array is asked again when it does not say: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -49,6 +53,9 @@ FAREWELL = 2.0
 
 #: Characters of the longest message of an array that is told on.
 _MAX_MESSAGE = 500
+
+#: What nobody could read, or a terminal would obey: control characters, halves of characters.
+_UNTELLABLE = re.compile(r"[^ -~\u00a0-\ud7ff\ue000-\U0010ffff]+")
 
 _UNAUTHORIZED = (401, 403)
 
@@ -125,13 +132,14 @@ class _Answer:
         """What the array has to say, or the gateway before it."""
         content = self.content()
         table = content if isinstance(content, dict) else {}
+        errors = table.get("errors") or [table]
         said = []
-        for error in table.get("errors") or [table]:
+        for error in errors if isinstance(errors, list) else ():
             if isinstance(error, dict) and isinstance(error.get("message"), str):
                 context = error.get("context")
                 prefix = f"{context}: " if context and isinstance(context, str) else ""
                 said.append(prefix + error["message"])
-        return re.sub(r"[^ -~\u00a0-\U0010ffff]+", " ", "; ".join(said))[:_MAX_MESSAGE]
+        return _UNTELLABLE.sub(" ", "; ".join(said))
 
     def is_busy(self) -> bool:
         """Whether the same request is welcome in a moment."""
@@ -139,12 +147,21 @@ class _Answer:
             return "server is busy" in self.message().lower()
         return self.status in (429, 503)
 
-    def pause(self) -> float | None:
-        """Seconds after which the array wants to be asked again, None when it does not say."""
+    def pause(self, now: float) -> float | None:
+        """
+        Seconds after which the array wants to be asked again, None when it does not say. RFC 9110,
+        section 10.2.3.
+
+        :param now: seconds since the epoch.
+        """
         for name in (b"Retry-After", b"RateLimit-Reset"):
             for value in self.headers.getRawHeaders(name) or ():
                 if re.fullmatch(rb"[0-9]{1,9}", value):
                     return max(SHORTEST_PAUSE, float(value))
+                date = parse_date(value.decode("latin-1"))
+                # A clock that goes differently must not make anybody hurry.
+                if date is not None and date.timestamp() > now:
+                    return date.timestamp() - now
         return None
 
 
@@ -233,10 +250,15 @@ class RESTClient:
         :raises StorageProxyError: when it cannot be reached or does not answer in time
             (VolumeUnavailable), or not as it should (BackendFailure).
         """
+        return await self._in_time(self._pages(path, params, self._end()))
+
+    async def _pages(self, path: str, params: Mapping[str, str], end: float) -> list[Any]:
         found: list[Any] = []
         token = ""
-        for _ in range(MAX_PAGES):
-            session, answer = await self._ask("GET", path, params)
+        left = MAX_ANSWER
+        while True:
+            session, answer = await self._authorized("GET", path, params, None, end)
+            self._check(f"GET {path}", answer)
             page = self._content(f"GET {path}", answer)
             items = page.get("items")
             if not isinstance(items, list):
@@ -247,11 +269,11 @@ class RESTClient:
             following = about.get("continuation_token") if isinstance(about, dict) else None
             if not following:
                 return found
-            if following == token or not isinstance(following, str):
-                break
+            left -= max(len(answer.body), _MIN_PAGE)
+            if following == token or not isinstance(following, str) or left < 0:
+                raise self._failure(f"answers GET {path} with pages that never end")
             token = following
             params = {**params, session.dialect.continuation: token}
-        raise self._failure(f"answers GET {path} with pages that never end")
 
     async def change(self, path: str, params: Mapping[str, str], values: Mapping[str, Any]) -> None:
         """
@@ -260,7 +282,9 @@ class RESTClient:
         :param values: what it is to have.
         :raises StorageProxyError: as :meth:`items`.
         """
-        await self._ask("PATCH", path, params, values)
+        work = self._authorized("PATCH", path, params, values, self._end())
+        _, answer = await self._in_time(work)
+        self._check(f"PATCH {path}", answer)
 
     async def stop(self) -> None:
         """End the session, and close the connections."""
@@ -330,18 +354,6 @@ class RESTClient:
 
     # ---- requests
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str],
-        body: Mapping[str, Any] | None = None,
-    ) -> tuple[Session, _Answer]:
-        work = self._authorized(method, path, params, body, self._end())
-        session, answer = await self._in_time(work)
-        self._check(f"{method} {path}", answer)
-        return session, answer
-
     async def _authorized(
         self,
         method: str,
@@ -377,7 +389,7 @@ class RESTClient:
             answer = await self._send(request, headers)
             if not answer.is_busy():
                 return answer
-            pause = answer.pause()
+            pause = answer.pause(self._reactor.seconds())
             if pause is None:
                 pause, longer = longer, min(LONGEST_PAUSE, 2 * longer)
             if self._reactor.seconds() + pause >= end:
@@ -429,7 +441,8 @@ class RESTClient:
         return content
 
     def _said(self, answer: _Answer) -> str:
-        return self._tellable(answer.message()) or f"HTTP status {answer.status}"
+        said = self._tellable(answer.message())
+        return said[:_MAX_MESSAGE] or f"HTTP status {answer.status}"
 
     def _refusal(self, answer: _Answer, what: str) -> ArrayError:
         return ArrayError(f"{self._where} {what}: {self._said(answer)}", answer.status)
@@ -441,6 +454,10 @@ class RESTClient:
         """What a request has come to that has no answer."""
         if isinstance(error, _TooLarge):
             return self._failure(f"answers with more than {MAX_ANSWER} bytes")
+        if isinstance(error, NoAuthority):
+            return self._failure(
+                f"is not asked, as the user of the daemon cannot read purity_ca_file: {error}"
+            )
         if isinstance(error, ConnectError | DNSLookupError):
             return VolumeUnavailable(f"{self._where} cannot be reached: {error}")
         for cause in _causes(error):

@@ -69,6 +69,16 @@ class Findings:
     removes: bool = False
     complaints: tuple[str, ...] = ()
 
+    @property
+    def uses(self) -> dict[str, str]:
+        """What each command that can be used is used for."""
+        found = {
+            LIST: "listings" if self.permissions else "",
+            COUNT: "usage" if self.counts else "",
+            REMOVE: "the trash" if self.removes else "",
+        }
+        return {name: use for name, use in found.items() if use}
+
 
 def probe(toolkit: Toolkit, root: Directory, step: Step = unwatched) -> Findings:
     """

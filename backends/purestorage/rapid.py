@@ -77,12 +77,11 @@ class RapidFileVolume(VFSVolume):
         if self._is_settled:
             return
         versions, complaints = await rapidfile.find(self._reactor, self._environ)
-        toolkit = Toolkit(self._reactor, versions, self._software(), self._environ)
-        findings = Findings()
+        toolkit, findings = None, Findings()
         try:
             if versions:
-                findings = await self.threads.run_long(
-                    lambda progress: self._probe(toolkit, progress), "trying the RapidFile Toolkit"
+                toolkit, findings = await self.threads.run_long(
+                    lambda progress: self._try(versions, progress), "trying the RapidFile Toolkit"
                 )
             self._is_settled = True
         except OSError as error:
@@ -96,19 +95,25 @@ class RapidFileVolume(VFSVolume):
 
     def _software(self) -> list[str]:
         # Nothing of a volume is software, wherever it is mounted.
-        path = f"{self.path}/"
+        path = f"{os.path.realpath(self.path)}/"
         return [place for place in rapidfile.SOFTWARE if not path.startswith(f"{place}/")]
 
-    def _probe(self, toolkit: Toolkit, progress: Progress) -> Findings:
+    def _try(
+        self, versions: Mapping[str, str], progress: Progress
+    ) -> tuple[Toolkit | None, Findings]:
+        toolkit = Toolkit(self._reactor, versions, self._software(), self._environ)
         with self.open_root() as root:
-            return probe(toolkit, root, progress.step)
+            return toolkit, probe(toolkit, root, progress.step)
 
     def _tell(self, complaints: list[str]) -> None:
         if self.versions:
             self._tools_log.info(
                 "Volume {name}: RapidFile Toolkit: {versions}.",
                 name=self.name,
-                versions=", ".join(f"{name} {version}" for name, version in self.versions.items()),
+                versions=", ".join(
+                    f"{name} {version} ({self._findings.uses.get(name, 'not used')})"
+                    for name, version in self.versions.items()
+                ),
             )
         if complaints and not self._has_warned:
             self._has_warned = True

@@ -30,6 +30,9 @@ from storageproxy.trees import Step, Usage, unwatched
 LIST, COUNT, REMOVE = "pls", "pdu", "prm"
 COMMANDS = (LIST, COUNT, REMOVE)
 
+#: Commands that are looked for, to be told of, and not used: copy a tree, by either name; find.
+OTHERS = ("pcp", "pcopy", "pfind")
+
 #: Seconds that a command may take to tell its version.
 VERSION_DEADLINE = 10.0
 
@@ -157,23 +160,25 @@ async def find(reactor: Any, environ: Mapping[str, str]) -> tuple[dict[str, str]
     """
     Ask all commands for their versions.
 
-    :return: the versions by the names of the commands, and complaints about the others.
+    :return: the versions by the names of the commands, and complaints about those of
+        :data:`COMMANDS` that cannot be used.
     """
-    asked = [(name, ask(reactor, name, environ)) for name in COMMANDS]
+    asked = [(name, ask(reactor, name, environ)) for name in (*COMMANDS, *OTHERS)]
     found: dict[str, str] = {}
     complaints: list[str] = []
     for name, answer in asked:
         try:
             outcome = await answer
         except CommandFailed as error:
-            complaints.append(str(error))
+            if name in COMMANDS:
+                complaints.append(str(error))
             continue
         version = parse_version(name, outcome.output)
-        if version is None:
+        if version is not None:
+            found[name] = version
+        elif name in COMMANDS:
             said = outcome.output.decode("utf-8", "replace").partition("\n")[0]
             complaints.append(f"{name}: it is no RapidFile Toolkit 1 or 2: {said[:100]!r}")
-        else:
-            found[name] = version
     return found, complaints
 
 

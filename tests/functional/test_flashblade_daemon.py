@@ -6,6 +6,7 @@ a directory instead of the NFS mount.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -44,6 +45,8 @@ class DaemonTests(TestCase):
         more: str = "",
         processes: int = 1,
         commands: Path | None = None,
+        authority: Path | None = None,
+        user: int = -1,
     ) -> Daemon:
         path = os.environ["PATH"]
         daemon = Daemon(
@@ -54,12 +57,18 @@ class DaemonTests(TestCase):
             volume_settings=(
                 "[volume.local.options]\n"
                 f'purity_endpoint = "{self.simulator.url}"\n'
-                f'purity_ca_file = "{self.simulator.ca}"\n'
+                f'purity_ca_file = "{authority or self.simulator.ca}"\n'
                 f'purity_api_token = "{token}"\n'
                 f'purity_fs_name = "{name}"\n'
                 f"{more}\n"
             ),
         )
+        text = daemon.config.read_text()
+        for key in ("user", "group"):
+            text = text.replace(f"{key} = -1\n", f"{key} = {user}\n")
+        daemon.config.write_text(text)
+        for path in daemon.volumes.values():
+            path.chmod(0o777)
         await deferToThread(daemon.start)
         self.addCleanup(self.end, daemon)
         return daemon
@@ -218,10 +227,7 @@ class DaemonTests(TestCase):
         daemon = await self.start(commands=commands)
         vfid = await deferToThread(daemon.folder)
         (daemon.path(vfid) / "file").write_bytes(bytes(1000))
-        deadline = time.monotonic() + GIVE_UP
-        while "fast-scan" not in await self.capabilities(daemon):
-            self.assertLess(time.monotonic(), deadline)
-            await deferToThread(select_pause)
+        await self.counting(daemon)
         self.assertEqual(await self.capabilities(daemon), ["vfolder", "metric", "fast-scan"])
         usage = await self.ask(daemon, "GET", "/folder/usage", vfid=vfid)
         self.assertEqual(usage, {"file_count": 1, "used_bytes": 1000})
@@ -237,6 +243,33 @@ class DaemonTests(TestCase):
         self.assertLessEqual(self.array.logins, 2)
         self.assertEqual(await deferToThread(daemon.stop), -SIGTERM)
         self.assertEqual(self.array.sessions, {})
+
+    async def test_other_user(self) -> None:
+        """A daemon that is root no more says so if the authority is hidden from it, and serves
+        files all the same."""
+        place = tempfile.TemporaryDirectory(prefix="flashblade-")
+        self.addCleanup(place.cleanup)
+        self.root = Path(place.name).resolve()
+        self.root.chmod(0o755)
+        authority = self.root / "authority.pem"
+        authority.write_bytes(self.simulator.ca.read_bytes())
+        authority.chmod(0o600)
+        daemon = await self.start(authority=authority, user=54321)
+        vfid = await deferToThread(daemon.folder)
+        self.assertEqual(daemon.path(vfid).stat().st_uid, 54321)
+        info = await self.ask(daemon, "GET", "/volume/hwinfo")
+        self.assertEqual(info["status"], "unavailable")
+        self.assertIn(f"purity_ca_file: {authority}: Permission denied", info["status_info"])
+        authority.chmod(0o644)
+        info = await self.ask(daemon, "GET", "/volume/hwinfo")
+        self.assertEqual(info["status"], "healthy")
+
+    async def counting(self, daemon: Daemon) -> None:
+        """Wait until a daemon counts by commands."""
+        deadline = time.monotonic() + GIVE_UP
+        while "fast-scan" not in await self.capabilities(daemon):
+            self.assertLess(time.monotonic(), deadline, daemon.log.read_text())
+            await deferToThread(select_pause)
 
     async def test_stop_without_answer(self) -> None:
         """One that ends while the array does not answer ends all the same."""
