@@ -97,6 +97,8 @@ class HoldTests(StagingTestCase):
         A session can be made while the last other one takes the directory away, as soon as it is
         made or a moment later.
         """
+        # The directory of notes is there.
+        self.discard(self.session())
         mkdir, make = os.mkdir, Directory.make_directories
         left = {"soon": 2, "later": 2}
 
@@ -360,7 +362,7 @@ class FinishTests(StagingTestCase):
             self.assertRaises(REFUSED, self.finish, path)
             self.assertRaises(InvalidSubpath, staging.check_target, self.folder, path)
         self.assertEqual(os.listdir(self.outside), [])
-        self.assertEqual(os.listdir(self.volume), ["folder"])
+        self.assertEqual(sorted(os.listdir(self.volume)), [".storage-proxy", "folder"])
 
     def test_swapped(self) -> None:
         """A directory that becomes a link out at the last moment is not followed."""

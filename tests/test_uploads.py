@@ -811,10 +811,11 @@ class SharedTests(UploadCase):
         self.assertEqual(self.noted(), {})
 
     def test_at_once(self) -> None:
-        """A file that comes in one piece costs no note."""
+        """Of a file that comes in one piece no offset is noted."""
+        self.assertEqual(self.noted(), {self.staged.name: 0})
         self.patch_at(0, self.content)
         self.assertEqual(self.target.read_bytes(), self.content)
-        self.assertFalse(self.offsets.exists())
+        self.assertEqual(self.noted(), {})
 
     def test_machine_is_gone(self) -> None:
         """What another machine has left beyond the offset is gone, as it may have holes."""

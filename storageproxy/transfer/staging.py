@@ -47,6 +47,7 @@ OFFSETS = ".storage-proxy/offsets"
 _FALLBACK = ".offset"
 
 _OFFSET_DIGITS = 20
+_NO_OFFSET = b"0" * _OFFSET_DIGITS
 
 #: Bytes of a file name (limits.h).
 NAME_MAX = 255
@@ -132,6 +133,10 @@ class Staging:
         :return: its name.
         """
         session = token_hex(16)
+        if self.durability.keeps_offsets:
+            # It takes its room now: on a disk that is full no offset could be told later.
+            with self._open_note(f"{OFFSETS}/{session}", os.O_WRONLY) as note:
+                note.write([_NO_OFFSET], 0)
         missing = False
         for _ in range(_RACES):
             # The last upload but this one may be completed, and take the directory away.
@@ -270,7 +275,7 @@ class Staging:
             if found != said:
                 note.write([said], 0)
             note.sync()
-        if not found or found == said:
+        if found in (b"", _NO_OFFSET, said):
             # It is new, or of a process that may have been killed before it had synced it.
             with self.root.descend(OFFSETS, links=False) as notes:
                 notes.sync()
