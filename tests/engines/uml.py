@@ -27,7 +27,7 @@ INIT = Path(__file__).with_name("uml-init")
 #: Bytes; what is not used is not taken from this machine.
 MEMORY = 3 << 30
 #: Seconds, after which the machine is switched off.
-DEADLINE = 300.0
+DEADLINE = 600.0
 #: Exit statuses, as timeout(1) has them: it took too long; it could not be started.
 TOO_LONG, NOT_STARTED = 124, 125
 
