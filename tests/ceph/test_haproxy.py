@@ -126,6 +126,20 @@ class HAProxyTests(CephCase):
         self.daemons[1].start()
         self.use(5)
 
+    def test_killed_beside_busy(self) -> None:
+        """Nor does one whose other daemon has uploads under way."""
+        for _ in range(6):
+            connection = http.client.HTTPConnection("127.0.0.1", self.proxy.client_port, timeout=60)
+            self.addCleanup(connection.close)
+            connection.putrequest("PATCH", self.new_upload(2))
+            connection.putheader("Upload-Offset", "0")
+            connection.putheader("Content-Length", "2")
+            connection.endheaders()
+            connection.send(b"x")
+        self.eventually(lambda: sum(len(held(daemon)) for daemon in self.daemons) == 6)
+        self.daemons[1].kill()
+        self.use(5)
+
     def test_drained(self) -> None:
         """Nor that one ends in an orderly way."""
         assert self.daemons[1].process is not None
