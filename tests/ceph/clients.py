@@ -48,7 +48,7 @@ async def _upload_by_sdk(url: str, content: bytes) -> None:
             uploader.offset = offset
             await uploader.upload()
         except (SDKUploadFailed, aiohttp.ClientError):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # fault: a client tries again
     raise RuntimeError(f"an upload has failed {TRIES} times")
 
 

@@ -130,7 +130,7 @@ class Command:
             return
         if self.is_bad:
             if behaviour.child and os.fork() == 0:
-                time.sleep(1000)
+                time.sleep(1000)  # fault: it hangs
             sys.stdout.write(behaviour.garbage)
             sys.stdout.flush()
             self.break_off()
@@ -146,7 +146,7 @@ class Command:
     def emit(self, record: bytes) -> None:
         """Write one record."""
         if self.is_bad and self.behaviour.pause:
-            time.sleep(self.behaviour.pause)
+            time.sleep(self.behaviour.pause)  # fault: it is slow
         sys.stdout.buffer.write(record)
         self._written += 1
         if self.is_bad:
@@ -159,7 +159,7 @@ class Command:
             if self.behaviour.hangs:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 while True:
-                    time.sleep(1000)
+                    time.sleep(1000)  # fault: it hangs
             self.end()
 
     def end(self) -> None:
