@@ -161,6 +161,16 @@ class HoldTests(StagingTestCase):
         session = self.finish("file")
         self.assertRaises(staging.Completed, self.hold, session)
 
+    def test_completed_wanted(self) -> None:
+        """Who had asked for a session, and finds it complete, asks for it no more."""
+        session = self.session(b"123")
+        with self.hold(session).file:
+            self.assertRaises(staging.Busy, self.hold, session)
+        os.unlink(os.path.join(self.path, UPLOADS, session))
+        self.assertTrue(staging.is_wanted(self.root, session))
+        self.assertRaises(NoSuchUpload, self.hold, session)
+        self.assertFalse(staging.is_wanted(self.root, session))
+
     def test_discarded(self) -> None:
         """A session that was ended is not found, and nothing of it is left."""
         session = self.session(b"123")

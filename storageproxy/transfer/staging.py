@@ -181,6 +181,8 @@ class Staging:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
+        # There is nobody to let go of it any more, whoever has asked for that.
+        self.take_back_note(session)
         try:
             self.root.status(f"{COMPLETED}/{session}")
         except FileNotFoundError:
