@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -217,7 +218,7 @@ def _find(name: str, path: str) -> str:
     raise FileNotFoundError(errno.ENOENT, "not found; is it installed?", name)
 
 
-class _Child(ProcessProtocol):
+class _Child(ProcessProtocol, ABC):
     """A command that runs."""
 
     transport: Any = None
@@ -247,11 +248,11 @@ class _Child(ProcessProtocol):
             status = value.exitCode if value.signal is None else -value.signal
         self.concluded(status)
 
+    @abstractmethod
     def concluded(self, status: int) -> None:
         """
         :param status: as in :class:`Outcome`.
         """
-        raise NotImplementedError
 
     def _signal(self, number: int) -> None:
         try:

@@ -10,9 +10,8 @@ import contextlib
 import io
 import os
 import random
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from uuid import uuid4
 
 from tests.ceph.case import CephCase, held
@@ -88,5 +87,5 @@ class FailoverTests(CephCase):
                 if any(found >= size for found in sizes):
                     daemon.kill()
                     return daemon, len(sizes)
-            time.sleep(0.002)
+            wait(uploads, 0.002, FIRST_COMPLETED)
         raise AssertionError(f"an upload ended too early: {uploads}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.functional.daemon import free_port
+from tests.functional.daemon import free_port, select_pause
 
 #: Seconds for any step; a busy machine takes 10 for all of them.
 DEADLINE = 120.0
@@ -340,7 +340,7 @@ class Cluster:
             if time.monotonic() > end or (child is not None and child.poll() is not None):
                 log = self.directory / "log" / f"{name}.out"
                 raise RuntimeError(f"{name} did not start: {log.read_text() if child else ''}")
-            time.sleep(0.05)
+            select_pause()
 
     def _wait_until_gone(self, name: str) -> None:
         """Return when a process has ended."""
