@@ -41,6 +41,22 @@ def members(draw: st.DrawFn) -> Member:
     return Member(name, f"{name}/", 0, stat.S_IFDIR | mode, draw(times))
 
 
+class Info(zipfile.ZipInfo):
+    """
+    A member as :mod:`zipfile` writes it from Python 3.11.4 on: when sizes are to follow in 64 bits,
+    those in 32 bits are not 0, and the version is that of the larger format (gh-103861).
+    """
+
+    def FileHeader(self, zip64: bool | None = None) -> bytes:
+        header = super().FileHeader(zip64)
+        if not zip64:
+            return header
+        self.extract_version = self.create_version = zipfile.ZIP64_VERSION
+        return b"".join(
+            [header[:4], b"\x2d\0", header[6:18], b"\xff" * 8, header[26:]],
+        )
+
+
 class Sink:
     """
     Takes what is written, and can be told that more was.
@@ -67,7 +83,7 @@ def by_zipfile(contents: list[Member]) -> tuple[bytes, int]:
         for member in contents:
             mtime = min(max(member.mtime, 315_619_200), 4_354_732_800)
             moment = time.localtime(mtime)
-            info = zipfile.ZipInfo(member.name, (*moment[:5], min(moment.tm_sec, 59)))
+            info = Info(member.name, (*moment[:5], min(moment.tm_sec, 59)))
             info.external_attr = (member.mode & 0xFFFF) << 16
             if member.is_directory:
                 info.external_attr |= 0x10
