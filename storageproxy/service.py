@@ -96,8 +96,8 @@ class StorageProxy(MultiService):
             clock,
         )
         self._sites = [
-            StreamingSite(Front(self.client.app, allow_origin), reactor),
-            StreamingSite(Front(self.manager.app), reactor),
+            StreamingSite(Front(self.client.app, self.client.failed, allow_origin), reactor),
+            StreamingSite(Front(self.manager.app, self.manager.failed), reactor),
         ]
         self._janitor = janitor
         if janitor:

@@ -29,10 +29,6 @@ class API:
     def __init__(self) -> None:
         self.then: Callable[[Any], Any] = lambda request: b"{}"
 
-    @app.handle_errors(Exception)
-    def failed(self, request: Any, failure: Failure) -> bytes:
-        return translate(request, failure)
-
     @app.route("/route", methods=["GET", "POST"])
     def route(self, request: Any) -> Any:
         return self.then(request)

@@ -100,8 +100,8 @@ class ClientAPI:
         self._max_upload_size = max_upload_size
         self._clock = clock
 
-    @app.handle_errors(Exception)
-    def _failed(self, request: Any, failure: Failure) -> bytes:
+    def failed(self, request: StreamingRequest, failure: Failure) -> bytes:
+        """The answer when no route has made one."""
         request.setHeader(b"Tus-Resumable", tus.VERSION.encode())
         return translate(request, failure)
 

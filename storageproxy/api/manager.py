@@ -129,17 +129,14 @@ class ManagerAPI:
         self._clock = clock
         self.draining = False
 
-    @app.handle_errors(HTTPException)
-    def _no_route(self, request: Any, failure: Failure) -> bytes:
-        # Whoever has not the secret is not told which routes there are.
-        try:
-            self.authorize(request)
-        except Forbidden:
-            return translate(request, Failure())
-        return translate(request, failure)
-
-    @app.handle_errors(Exception)
-    def _failed(self, request: Any, failure: Failure) -> bytes:
+    def failed(self, request: StreamingRequest, failure: Failure) -> bytes:
+        """The answer when no route has made one."""
+        if failure.check(HTTPException):
+            # Whoever has not the secret is not told which routes there are.
+            try:
+                self.authorize(request)
+            except Forbidden:
+                return translate(request, Failure())
         return translate(request, failure)
 
     def authorize(self, request: StreamingRequest) -> None:

@@ -7,17 +7,16 @@ Klein matches the path; a route states what it needs, and raises errors of
 
 from __future__ import annotations
 
-# werkzeug encodes host names with it, and by then the daemon may not read its own files any more.
-import encodings.idna  # noqa: F401
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException
 
 from storageproxy.errors import (
@@ -151,29 +150,56 @@ def from_router(error: HTTPException) -> StorageProxyError:
 
 class Front(Resource):
     """
-    What stands before an API: it refuses what Klein would refuse in HTML.
+    What stands before an API: it has each request answered by the route that Klein has for it.
 
-    :param app: the application behind it.
+    Klein's own resource looks at much that no route of ours has, such as hosts, templates, and
+    resources below a route, and takes a third of the time of a small request for it.
+
+    :param app: the routes.
+    :param failed: makes the answer when none of them does, or when one fails.
     :param prepare: called with each request first, to set headers that all answers have.
     """
 
     isLeaf = True
 
     def __init__(
-        self, app: Klein, prepare: Callable[[StreamingRequest], None] = lambda _: None
+        self,
+        app: Klein,
+        failed: Callable[[StreamingRequest, Failure], bytes] = translate,
+        prepare: Callable[[StreamingRequest], None] = lambda _: None,
     ) -> None:
         super().__init__()
+        self._app = app
+        # All hosts have the same routes.
+        self._routes = app.url_map.bind("")
+        self._failed = failed
         self._prepare = prepare
-        self._resource: IResource = app.resource()
 
-    def render(self, request: Any) -> Any:
-        """Let Klein answer."""
+    def render(self, request: Any) -> int:
+        """Begin to answer."""
         self._prepare(request)
+        answer = maybeDeferred(self._route, request)
+        answer.addErrback(lambda failure: self._failed(request, failure))
+        answer.addCallback(_write, request)
+        answer.addErrback(_broken, request)
+        request.notifyFinish().addErrback(lambda _: answer.cancel())
+        return NOT_DONE_YET
+
+    def _route(self, request: StreamingRequest) -> Any:
         try:
-            b"/".join(request.postpath).decode("utf-8")
-            request.getRequestHostname().decode("utf-8")
-            return self._resource.render(request)
+            path = b"/".join([b"", *(request.postpath or ())]).decode("utf-8")
         except UnicodeDecodeError:
-            return answer_error(request, MalformedRequest("the path or the host is not UTF-8"))
-        except Exception:
-            return translate(request, Failure())
+            raise MalformedRequest("the path is not UTF-8") from None
+        endpoint, values = self._routes.match(path, request.method.decode("latin-1"))
+        return self._app.execute_endpoint(endpoint, request, **values)
+
+
+def _write(body: bytes | None, request: StreamingRequest) -> None:
+    if body:
+        request.write(body)
+    request.finish()
+
+
+def _broken(failure: Failure, request: StreamingRequest) -> None:
+    log.failure("An answer cannot be sent", failure, request_id=request.request_id)
+    request.abort()
