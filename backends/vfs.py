@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -101,6 +102,8 @@ class VFSVolume:
         self.durability = durability
         self._trash_is_full = False
         self._emptying_trash = False
+        #: Directories above folders that were thrown away, which may be empty.
+        self._thinned: deque[Sequence[str]] = deque()
 
     async def check(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.check`."""
@@ -269,8 +272,14 @@ class VFSVolume:
                 except FileNotFoundError:
                     return False
                 self.durability.at_completion(parent.sync)
-            self._prune(root, above)
+        # Soon enough with the trash: the next one may be made just there.
+        self._thinned.append(above)
         return True
+
+    def _prune_thinned(self, root: Directory) -> None:
+        with suppress(IndexError):
+            while True:
+                self._prune(root, self._thinned.popleft())
 
     def _prune(self, root: Directory, above: Sequence[str]) -> None:
         """Remove the directories above a folder that was the last one in them."""
@@ -307,6 +316,7 @@ class VFSVolume:
     def _empty_trash(self, progress: Progress) -> OSError | None:
         failed: OSError | None = None
         with self.open_root() as root:
+            self._prune_thinned(root)
             try:
                 trash = root.descend(TRASH, links=False)
             except FileNotFoundError:

@@ -222,6 +222,7 @@ class VolumeConformance(TestCase):
         for vfid in (bare_id(1), scoped_id(1)):
             await self.volume.create_folder(vfid, None, None)
             await self.volume.delete_folder(vfid)
+        await self.volume.empty_trash()
         left = os.listdir(self.path)
         self.assertNotIn("ab", left)
         self.assertEqual(os.listdir(os.path.join(self.path, scoped_id(1).layout[0])), [])
@@ -249,6 +250,7 @@ class VolumeConformance(TestCase):
                 await self.volume.create_folder(vfid, None, None)
                 deleted = await self.volume.delete_folder(vfid)
                 self.assertTrue(deleted)
+                await self.volume.empty_trash()
 
         await gatherResults(
             [
@@ -258,6 +260,7 @@ class VolumeConformance(TestCase):
             ],
             consumeErrors=True,
         )
+        await self.volume.empty_trash()
         self.assertNotIn("ab", os.listdir(self.path))
 
     # ---- trash

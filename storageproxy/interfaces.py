@@ -186,7 +186,8 @@ class IVolume(Interface):
 
     def delete_folder(vfid: VFolderID) -> Coroutine[Any, Any, bool]:
         """
-        Take a vfolder away at once, and leave its contents for :meth:`empty_trash`.
+        Take a vfolder away at once, and leave its contents, and the directories above it if it was
+        the last one in them, for :meth:`empty_trash`.
 
         :return: whether there was one.
         """

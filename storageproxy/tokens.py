@@ -10,9 +10,9 @@ import hmac
 import json
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any, NewType, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NewType, TypeVar
 
 import jwt
 from attrs import field, frozen
@@ -31,6 +31,9 @@ from storageproxy.schema import (
 from storageproxy.vfolder import VFolderID
 
 ALGORITHM = "HS256"
+
+#: Tokens whose claims are in memory.
+RECENT = 1024
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _HEADER = b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"  # {"alg":"HS256","typ":"JWT"}
@@ -125,6 +128,12 @@ class TokenKey:
     secret: str = field(repr=False)
     lifetime: float
     _key: bytes = field(init=False, repr=False)
+    #: What was signed or verified lately: clients come back with the same token for each part of
+    #: what they read, and most come at once. A guess that differs tells nothing by the time that it
+    #: takes, as what is compared first is a hash of both that nobody else can know.
+    _recent: OrderedDict[str, DownloadToken | UploadToken] = field(
+        init=False, repr=False, eq=False, factory=OrderedDict
+    )
 
     def download(self, now: float, volume: str, vfid: VFolderID, relpath: str) -> str:
         """
@@ -132,7 +141,15 @@ class TokenKey:
 
         :param now: seconds since the epoch.
         """
-        return self._sign(now, op="download", volume=volume, vfid=str(vfid), relpath=relpath)
+        return self._sign(
+            DownloadToken(
+                op=Download("download"),
+                volume=Text(volume),
+                vfid=vfid,
+                relpath=RelativePath(relpath),
+                exp=self._end(now),
+            )
+        )
 
     def upload(
         self, now: float, volume: str, vfid: VFolderID, relpath: str, size: int, session: str
@@ -144,11 +161,15 @@ class TokenKey:
         :param size: bytes of the whole file.
         """
         return self._sign(
-            now,
-            op="upload",
-            volume=volume,
-            vfid=str(vfid),
-            relpath=relpath,
+            UploadToken(
+                op=Upload("upload"),
+                volume=Text(volume),
+                vfid=vfid,
+                relpath=RelativePath(relpath),
+                size=Size(size),
+                session=SessionName(session),
+                exp=self._end(now),
+            ),
             size=size,
             session=session,
         )
@@ -165,45 +186,63 @@ class TokenKey:
         """
         if token is None:
             raise InvalidParameters.of({"token": "is required"})
-        try:
-            verified = structure(_claims(self._key, token), cls)
-        except jwt.PyJWTError as error:
-            raise InvalidParameters.of(
-                {"token": f"cannot decode the given value as JWT: {error}"}
-            ) from None
-        except Complaint as error:
-            raise InvalidParameters.of({"token": error.nested()}) from None
+        verified = self._recent.get(token)
+        if not isinstance(verified, cls):
+            verified = self._verified(token, cls)
+            self._remember(token, verified)
         if verified.exp <= now:
             raise InvalidParameters.of(
                 {"token": "cannot decode the given value as JWT: Signature has expired"}
             )
         return verified
 
-    def _sign(self, now: float, **claims: object) -> str:
+    def _verified(self, token: str, cls: type[Claims]) -> Claims:
+        try:
+            claims = jwt.decode(
+                token,
+                self._key,
+                algorithms=[ALGORITHM],
+                # The time is checked against the clock that is passed in.
+                options={"require": ["exp"], "verify_exp": False, "verify_iat": False},
+            )
+            return structure(claims, cls)
+        except jwt.PyJWTError as error:
+            raise InvalidParameters.of(
+                {"token": f"cannot decode the given value as JWT: {error}"}
+            ) from None
+        except Complaint as error:
+            raise InvalidParameters.of({"token": error.nested()}) from None
+
+    def _end(self, now: float) -> int:
         # A whole second, as every node of the original writes it.
-        claims["exp"] = int(now + self.lifetime)
+        return int(now + self.lifetime)
+
+    def _sign(self, token: DownloadToken | UploadToken, **more: object) -> str:
+        claims = {
+            "op": token.op,
+            "volume": token.volume,
+            "vfid": str(token.vfid),
+            "relpath": token.relpath,
+            **more,
+            "exp": token.exp,
+        }
         # Compact serialization (RFC 7515 section 7.1); PyJWT takes its time to find out, for each
         # token again, that the key is none of other algorithms.
         signed = b"%b.%b" % (_HEADER, _base64(_encode(claims).encode("ascii")))
         signature = hmac.digest(self._key, signed, "sha256")
-        return (signed + b"." + _base64(signature)).decode("ascii")
+        text = (signed + b"." + _base64(signature)).decode("ascii")
+        self._remember(text, token)
+        return text
+
+    def _remember(self, text: str, token: DownloadToken | UploadToken) -> None:
+        self._recent[text] = token
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
     @_key.default
     def _padded(self) -> bytes:
         # HMAC pads a short key with zeros itself (RFC 2104); PyJWT warns of it for each token.
         return self.secret.encode("utf-8").ljust(32, b"\0")
-
-
-@lru_cache(1024)
-def _claims(key: bytes, token: str) -> Mapping[str, Any]:
-    """What is signed, ended or not; a client that reads in parts shows the same token each time."""
-    return jwt.decode(
-        token,
-        key,
-        algorithms=[ALGORITHM],
-        # The time is checked against the clock that is passed in.
-        options={"require": ["exp"], "verify_exp": False, "verify_iat": False},
-    )
 
 
 def _base64(data: bytes) -> bytes:

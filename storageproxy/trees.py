@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from attrs import frozen
@@ -21,6 +22,11 @@ from storageproxy.beneath import Directory
 
 #: Characters of the longest path of a walk.
 LONGEST_PATH = 16384
+
+#: Entries that are counted between two steps. A hung call is one of them at most.
+_BATCH = 64
+
+_COUNTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 
 #: What a name says that is not a directory any more.
 VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -155,7 +161,7 @@ def usage(
     """
     Count a tree as the original does: files and symbolic links, with their apparent sizes.
 
-    :param step: called for each entry, with its size; what it raises ends the counting.
+    :param step: called for each few entries, with their size; what it raises ends the counting.
     :param limit: seconds after which to give up.
     :raises TooSlow: when that time is over.
     """
@@ -165,14 +171,15 @@ def usage(
     forgive = VANISHED | {errno.EACCES}
     files = used_bytes = 0
     for _, _, entries in walk(top, forgive=forgive, step=step):
-        for entry in entries:
-            status = lstat(entry, forgive)
+        while batch := list(islice(entries, _BATCH)):
             size = 0
-            if status and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-                size = status.st_size
-                files += 1
-                used_bytes += size
-            step(1, size)
+            for entry in batch:
+                status = lstat(entry, forgive)
+                if status and stat.S_IFMT(status.st_mode) in _COUNTED:
+                    files += 1
+                    size += status.st_size
+            used_bytes += size
+            step(len(batch), size)
     return Usage(files, used_bytes)
 
 

@@ -421,8 +421,12 @@ class Proxy:
             self.background,
             self.clock,
         )
-        self.client_site = StreamingSite(Front(self.client.app, self.client.failed, allow_origin), self.reactor)
-        self.manager_site = StreamingSite(Front(self.manager.app, self.manager.failed), self.reactor)
+        self.client_site = StreamingSite(
+            Front(self.client.app, self.client.failed, allow_origin), self.reactor
+        )
+        self.manager_site = StreamingSite(
+            Front(self.manager.app, self.manager.failed), self.reactor
+        )
 
     def clock(self) -> float:
         return self.now

@@ -338,8 +338,9 @@ class Folders(APICase):
         (self.folder / "dir" / "file").write_bytes(b"x")
         answer = await self.rpc("POST", "/folder/delete")
         self.assertEqual((answer.status, answer.body), (204, b""))
-        self.assertFalse(self.folder.parent.parent.exists())
+        self.assertFalse(self.folder.exists())
         await self.proxy.background.wait()
+        self.assertFalse(self.folder.parent.parent.exists())
         trash = Path(self.proxy.volume["local"].path, ".storage-proxy", "trash")
         self.assertEqual(list(trash.iterdir()), [])
 

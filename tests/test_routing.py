@@ -11,10 +11,9 @@ from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from storageproxy.api.routing import Front, answer_json, read_json, translate
+from storageproxy.api.routing import Front, answer_json, read_json
 from storageproxy.errors import BackendFailure, FileNotFound, VolumeUnavailable
 from storageproxy.transfer.site import StreamingSite
 from storageproxy.transfer.uploads import Interrupted

@@ -4,8 +4,10 @@ Upload sessions on disk.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -440,6 +442,67 @@ class FinishTests(StagingTestCase):
         self.assertRaises(REFUSED, staging.check_target, self.folder, "sub/file/new")
 
 
+class NoteTests(StagingTestCase):
+    """What remembers a session that is complete."""
+
+    def inode(self, session: str) -> int:
+        return os.stat(os.path.join(self.volume, staging.COMPLETED, session)).st_ino
+
+    def shared(self) -> str:
+        return os.path.join(self.volume, staging._SHARED_NOTE)
+
+    def assert_completed(self, *sessions: str) -> None:
+        for session in sessions:
+            self.assertRaises(staging.Completed, self.hold, session)
+
+    def test_one_inode(self) -> None:
+        """The notes of sessions that are completed one after the other take one inode."""
+        sessions = [self.finish(name) for name in ("a", "b", "c")]
+        self.assertEqual(len({self.inode(session) for session in sessions}), 1)
+        self.assert_completed(*sessions)
+
+    def test_not_for_ever(self) -> None:
+        """After a while it is another one, so that its age tells when it can go."""
+        old = self.finish("a")
+        for age in (staging.SHARED_SECONDS, -staging.SHARED_SECONDS):
+            long_ago = time.time() - age - 1
+            os.utime(self.shared(), (long_ago, long_ago))
+            new, next_one = self.finish("b"), self.finish("c")
+            self.assertEqual(self.inode(new), self.inode(next_one))
+            self.assertNotEqual(self.inode(new), self.inode(old))
+        staging.sweep_notes(self.root, time.time())
+        self.assert_completed(new, next_one)
+
+    def test_as_many_as_there_may_be(self) -> None:
+        """One that can have no more names, or a file system without them, costs a new one."""
+        refusal: list[int] = []
+
+        def link(*args: Any, **kwargs: Any) -> None:
+            raise OSError(refusal[0], os.strerror(refusal[0]))
+
+        first = self.finish("a")
+        self.patch(os, "link", link)
+        for number in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+            refusal[:] = [number]
+            self.assert_completed(first, self.finish("b"), self.finish("c"))
+
+    def test_again(self) -> None:
+        """One that is there already, as a process was killed before the rename, is no obstacle."""
+        session = self.session(b"content")
+        self.staging._note_completed(session)
+        self.assertEqual(self.offset(session), 7)
+        with self.hold(session).file as file:
+            self.staging.finish(session, file, "file")
+        self.assert_completed(session, self.finish("other"))
+
+    def test_cluster(self) -> None:
+        """On a volume of several machines, each has one of its own."""
+        self.staging = staging.Staging(self.root, self.folder, Durability.SHARED)
+        one, other = self.finish("a", b""), self.finish("b", b"")
+        self.assertNotEqual(self.inode(one), self.inode(other))
+        self.assertFalse(os.path.lexists(self.shared()))
+
+
 class SweepTests(StagingTestCase):
     def aged(self, name: str, age: float, content: bytes = b"x") -> str:
         self.write(content, UPLOADS, name)
@@ -532,9 +595,9 @@ class SweepTests(StagingTestCase):
         for path in (staging.COMPLETED, staging.WANTED, staging.OFFSETS):
             notes = os.path.join(self.volume, path)
             os.makedirs(notes)
-            for name, time in (("old", 8_000), ("new", 9_500)):
+            for name, age in (("old", 8_000), ("new", 9_500)):
                 with open(os.path.join(notes, name), "wb"):
                     pass
-                os.utime(os.path.join(notes, name), (time, time))
+                os.utime(os.path.join(notes, name), (age, age))
             staging.sweep_notes(self.root, 9_000)
             self.assertEqual(os.listdir(notes), ["new"])

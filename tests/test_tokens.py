@@ -22,13 +22,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import storageproxy
 from storageproxy.errors import InvalidParameters
-from storageproxy.tokens import DownloadToken, TokenKey, UploadToken
+from storageproxy.tokens import RECENT, DownloadToken, TokenKey, UploadToken
 from storageproxy.vfolder import VFolderID
 from tests.strategies import QUICK, json_values, relative_paths, vfolder_ids
 
 SECRET = "a-secret-of-more-than-32-characters-0123456789"
 NOW = 1_600_000_000.25
 KEY = TokenKey(SECRET, 3600.0)
+#: That of another process, which remembers nothing.
+ANOTHER = TokenKey(SECRET, 3600.0)
 FOLDER = VFolderID.parse("0123456789abcdef0123456789abcdef")
 SESSION = "0123456789abcdef0123456789abcdef"
 DOWNLOAD: dict[str, Any] = {
@@ -69,6 +71,7 @@ class RoundTripTests(SynchronousTestCase):
         """A token for a download says what it was made for, for as long as it lives."""
         token = KEY.download(now, volume, vfid, relpath)
         claims = KEY.verify(now, token, DownloadToken)
+        self.assertEqual(claims, ANOTHER.verify(now, token, DownloadToken))
         self.assertEqual(
             (claims.op, claims.volume, claims.vfid, claims.relpath, claims.archive),
             ("download", volume, vfid, relpath, False),
@@ -82,6 +85,7 @@ class RoundTripTests(SynchronousTestCase):
         """So does one for an upload."""
         token = KEY.upload(NOW, "local", vfid, relpath, size, session.hex)
         claims = KEY.verify(NOW, token, UploadToken)
+        self.assertEqual(claims, ANOTHER.verify(NOW, token, UploadToken))
         self.assertEqual(
             (claims.volume, claims.vfid, claims.relpath, claims.size, claims.session),
             ("local", vfid, relpath, size, session.hex),
@@ -325,6 +329,65 @@ class RefusalTests(SynchronousTestCase):
             self.assertEqual(error.status, 400)
         else:
             self.assertGreater(verified.exp, NOW)
+
+
+class RecentTests(SynchronousTestCase):
+    """Tokens that are remembered."""
+
+    def setUp(self) -> None:
+        self.key = TokenKey(SECRET, 60.0)
+        self.decoded: list[str] = []
+        decode = jwt.decode
+
+        def see(token: str, *args: Any, **kwargs: Any) -> Any:
+            self.decoded.append(token)
+            return decode(token, *args, **kwargs)
+
+        self.patch(jwt, "decode", see)
+
+    def refuse(self, now: float, token: str, cls: type[Any]) -> None:
+        self.assertRaises(InvalidParameters, self.key.verify, now, token, cls)
+
+    def test_made_here(self) -> None:
+        """What was signed here is not looked into again."""
+        token = self.key.download(NOW, "local", FOLDER, "a")
+        self.assertEqual(self.key.verify(NOW, token, DownloadToken).relpath, "a")
+        self.assertEqual(self.decoded, [])
+
+    def test_made_elsewhere(self) -> None:
+        """What another node has signed is looked into once."""
+        token = signed(UPLOAD)
+        for _ in range(3):
+            self.assertEqual(self.key.verify(NOW, token, UploadToken).size, 17)
+        self.assertEqual(self.decoded, [token])
+
+    def test_ends(self) -> None:
+        """One that is remembered ends when it has to."""
+        token = self.key.download(NOW, "local", FOLDER, "a")
+        self.key.verify(NOW + 59, token, DownloadToken)
+        self.refuse(NOW + 60, token, DownloadToken)
+
+    def test_other_operation(self) -> None:
+        """It is for nothing else than before."""
+        token = self.key.download(NOW, "local", FOLDER, "a")
+        self.refuse(NOW, token, UploadToken)
+        self.key.verify(NOW, token, DownloadToken)
+
+    def test_forged(self) -> None:
+        """A forgery is looked into each time, however close it comes to one that is remembered."""
+        token = self.key.download(NOW, "local", FOLDER, "a")
+        forged = token[:-2] + ("AA" if token[-2:] != "AA" else "BB")
+        for _ in range(2):
+            self.refuse(NOW, forged, DownloadToken)
+        self.assertEqual(self.decoded, [forged, forged])
+
+    def test_bounded(self) -> None:
+        """So many are remembered and no more; the others are as good as before."""
+        tokens = [self.key.download(NOW, "local", FOLDER, str(n)) for n in range(RECENT + 1)]
+        for token in reversed(tokens):
+            self.key.verify(NOW, token, DownloadToken)
+        self.assertEqual(self.decoded, tokens[:1])
+        self.assertNotIn(tokens[0], repr(self.key))
 
 
 class SecretTests(SynchronousTestCase):

@@ -1009,6 +1009,24 @@ class FailureTests(UploadCase):
         self.assertEqual(answer.status, 503)
         self.assertGreater(int(answer.headers["retry-after"]), 0)
 
+    def test_time_for_the_disk(self) -> None:
+        """A small upload may take as long as its sync; without one it goes with all other calls."""
+        for number, (durability, seconds) in enumerate(
+            {
+                Durability.NONE: self.threads.deadline,
+                Durability.COMPLETION: self.threads.slow_deadline,
+                Durability.PATCH: self.threads.slow_deadline,
+            }.items()
+        ):
+            self.proxy.volume["local"].durability = durability
+            self.threads.held = True
+            wire = self.patch_at(number, b"a")
+            [call] = self.threads.calls
+            assert call.timer is not None
+            self.assertEqual(call.timer.getTime() - self.clock.seconds(), seconds)
+            self.threads.release()
+            self.assertEqual(wire.answers()[0].status, 204)
+
 
 class StopTests(UploadCase):
     def test_keeps_what_has_come(self) -> None:

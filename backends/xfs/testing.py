@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 from attrs import evolve
 from zope.interface import implementer
@@ -144,15 +145,18 @@ class MemoryKernel:
 
     def _charged(self) -> Iterator[tuple[int, int]]:
         for directory, directories, files in os.walk(self._top):
-            project = self.of(directory).project
-            yield project, 0
-            for path in (os.path.join(directory, name) for name in directories + files):
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode):
-                    yield self.of(path).project, -(-status.st_size // BLOCK) * BLOCK
-                elif not stat.S_ISDIR(status.st_mode):
-                    # It lies in its inode, and is in the project that it was made in.
-                    yield project, 0
+            # What somebody removes meanwhile does not count.
+            with suppress(FileNotFoundError):
+                project = self.of(directory).project
+                yield project, 0
+                for path in (os.path.join(directory, name) for name in directories + files):
+                    with suppress(FileNotFoundError):
+                        status = os.lstat(path)
+                        if stat.S_ISREG(status.st_mode):
+                            yield self.of(path).project, -(-status.st_size // BLOCK) * BLOCK
+                        elif not stat.S_ISDIR(status.st_mode):
+                            # It lies in its inode, and is in the project that it was made in.
+                            yield project, 0
 
 
 def _set_attribute(descriptor: int, mark: Mark) -> None:

@@ -406,9 +406,19 @@ class XFSVolume(VFSVolume):
             " before it was"
         )
         await self._background.run(
-            f"The limit of {scope}",
-            self._set_limit(scope.layout, limit, QuotaScopeNotFound(), refused),
+            f"The limit of {scope}", self._limit_scope(scope, limit, refused)
         )
+
+    async def _limit_scope(
+        self, scope: QuotaScopeID, limit: Limit, refused: StorageProxyError
+    ) -> None:
+        # What a vfolder that was deleted a moment ago has left is no reason to refuse.
+        await self.threads.run(self._tidy)
+        await self._set_limit(scope.layout, limit, QuotaScopeNotFound(), refused)
+
+    def _tidy(self) -> None:
+        with self.open_root() as root:
+            self._prune_thinned(root)
 
     @asynccontextmanager
     async def _open(

@@ -359,8 +359,7 @@ class StreamingRequest(Request):
             return
         # What is done with the first bytes may be reason enough to hold the others back.
         self._paused = False
-        arrived, self._arrived = b"".join(self._arrived), []
-        if arrived:
+        if arrived := self.take_arrived():
             receiver.dataReceived(arrived)
         if self._complete:
             receiver.connectionLost(Failure(BodyDone()))
@@ -375,6 +374,11 @@ class StreamingRequest(Request):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self._paused:
             self.resumeProducing()
+
+    def take_arrived(self) -> bytes:
+        """What has come of the body, which is not delivered to anybody yet."""
+        arrived, self._arrived = b"".join(self._arrived), []
+        return arrived
 
     def finish(self) -> None:
         """
@@ -564,6 +568,8 @@ async def read_body(request: StreamingRequest, limit: int) -> bytes:
     """
     if request.body_length is not None and request.body_length > limit:
         raise RequestTooLarge(f"a body of at most {limit} bytes is taken")
+    if request.complete and request.received <= limit:
+        return request.take_arrived()
     collector = _Collector(limit)
     request.deliver_body(collector)
     return await collector.done

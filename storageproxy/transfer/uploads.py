@@ -114,7 +114,7 @@ class Uploads:
         session: Session
         session, settled = await volume.threads.submit(
             partial(_within, unnamed, partial(_create, unnamed)),
-            volume.threads.deadline if size else volume.threads.slow_deadline,
+            volume.threads.deadline if size else _deadline(volume),
             None,
         )
         self._tell(session, settled)
@@ -227,11 +227,12 @@ class Uploads:
     ) -> T:
         """Do something in a thread, when no other process holds the session."""
         threads = session.volume.threads
+        deadline = _deadline(session.volume)
         end = self.reactor.seconds() + PATIENCE
         while True:
             try:
                 result: T = await threads.submit(
-                    partial(_within, session, operation), threads.slow_deadline, discard
+                    partial(_within, session, operation), deadline, discard
                 )
                 return result
             except Busy:
@@ -248,6 +249,13 @@ class Uploads:
                 vfid=str(session.vfid),
                 size=session.size,
             )
+
+
+def _deadline(volume: IVolume) -> float:
+    """Seconds for what syncs what has come, where anything is synced."""
+    threads = volume.threads
+    seconds: float = threads.slow_deadline if volume.durability.keeps_files else threads.deadline
+    return seconds
 
 
 # ---- in threads

@@ -77,6 +77,9 @@ bluestore_block_size = {room}
 memstore_device_bytes = {room}
 [client]
 client_mount_timeout = 30
+# The other way begins with a mount(8) of its own, which keeps the connection to the kernel open
+# when ceph-fuse is killed at that moment: who looks at the mount then waits for ever.
+client_try_dentry_invalidate = true
 """
 
 
