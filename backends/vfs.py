@@ -241,8 +241,8 @@ class VFSVolume:
         with self.open_root() as root:
             for again in range(_RACES):
                 try:
-                    there = root.grow("/".join(above)) if above else 0
-                    with root.descend("/".join(above) or ".") as parent:
+                    parent, there = root.grow("/".join(above)) if above else (root.descend("."), 0)
+                    with parent:
                         wanted = (0o755 if mode is None else mode) | mark
                         os.mkdir(name, wanted, dir_fd=parent.descriptor)
                         if mode is not None:

@@ -434,15 +434,16 @@ class Directory(_Closing):
         :param durable: return when they are on stable storage.
         :raises FileExistsError: when a file is in the way.
         """
-        found = self.grow(path, mode)
+        made, found = self.grow(path, mode)
+        made.close()
         if durable:
             self.sync_names(path, found)
 
-    def grow(self, path: str, mode: int = 0o755) -> int:
+    def grow(self, path: str, mode: int = 0o755) -> tuple[Self, int]:
         """
         The same, but leave it to :meth:`sync_names` to bring it to stable storage.
 
-        :return: how many components of the path there were.
+        :return: the directory, open, and how many components of the path there were.
         """
         parts = path.split("/")
         found = len(parts)
@@ -463,9 +464,10 @@ class Directory(_Closing):
                 below = current.descend(part, links=False)
                 current.close()
                 current = below
-        finally:
+        except BaseException:
             current.close()
-        return found
+            raise
+        return current, found
 
     def sync_names(self, path: str, start: int) -> None:
         """

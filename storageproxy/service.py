@@ -22,6 +22,7 @@ from storageproxy.api.routing import Front
 from storageproxy.background import Background
 from storageproxy.config import Configuration
 from storageproxy.daemon import IServing
+from storageproxy.disposal import Disposal
 from storageproxy.listeners import Listener
 from storageproxy.tokens import TokenKey
 from storageproxy.transfer.janitor import Janitor
@@ -93,6 +94,7 @@ class StorageProxy(MultiService):
             proxy.max_upload_size,
             settings.api.manager.delete_status,
             self._background,
+            Disposal(reactor, self._background),
             clock,
         )
         self._sites = [

@@ -48,6 +48,7 @@ from storageproxy.api.manager import ManagerAPI
 from storageproxy.api.routing import Front
 from storageproxy.background import Background
 from storageproxy.config import Configuration, ListenerSettings
+from storageproxy.disposal import MOMENT, Disposal
 from storageproxy.errors import VolumeUnavailable
 from storageproxy.interfaces import IThreads
 from storageproxy.listeners import Listener, open_socket
@@ -419,6 +420,7 @@ class Proxy:
             MAX_UPLOAD,
             delete_status,
             self.background,
+            Disposal(self.reactor, self.background),
             self.clock,
         )
         self.client_site = StreamingSite(
@@ -430,6 +432,10 @@ class Proxy:
 
     def clock(self) -> float:
         return self.now
+
+    async def settle(self) -> None:
+        """Wait for what goes on in the background."""
+        await self.background.wait()
 
     def folder(self, vfid: str, volume: str = "local") -> Path:
         """Where a vfolder lies."""
@@ -465,6 +471,10 @@ class MemoryProxy(Proxy):
     def __init__(self, root: Path) -> None:
         clock = TurningClock()
         super().__init__(root, clock, lambda _: HeldThreads(clock))
+
+    async def settle(self) -> None:
+        self.reactor.advance(MOMENT)
+        await super().settle()
 
     def connect(self, factory: StreamingSite | None = None) -> Wire:
         """A connection to a site, the client API's when none is given."""
@@ -735,7 +745,7 @@ class OverTCP:
         if self._open:
             self._ended = Deferred()
             await self._ended
-        await self.proxy.background.wait()
+        await self.proxy.settle()
         for threads in self.proxy.threads.values():
             # There is one thread: what was asked before, and what followed from it, is done then.
             for _ in range(3):

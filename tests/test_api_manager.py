@@ -23,6 +23,7 @@ from backends.vfs import VFSBackend, VFSVolume
 from storageproxy import config, files
 from storageproxy.api.manager import ManagerAPI
 from storageproxy.beneath import Directory
+from storageproxy.disposal import MOMENT
 from storageproxy.errors import BackendFailure
 from storageproxy.files import MAX_METADATA
 from storageproxy.interfaces import IPerformanceMetric, IQuota, IVolumeQuota
@@ -339,7 +340,7 @@ class Folders(APICase):
         answer = await self.rpc("POST", "/folder/delete")
         self.assertEqual((answer.status, answer.body), (204, b""))
         self.assertFalse(self.folder.exists())
-        await self.proxy.background.wait()
+        await self.proxy.settle()
         self.assertFalse(self.folder.parent.parent.exists())
         trash = Path(self.proxy.volume["local"].path, ".storage-proxy", "trash")
         self.assertEqual(list(trash.iterdir()), [])
@@ -900,6 +901,7 @@ class DeletionTests(ManagerCase):
         self.threads.step()
         self.assertEqual(wire.answers()[0].status, 204)
         self.assertFalse(self.folder.exists())
+        self.clock.advance(MOMENT)
         self.assertTrue(self.threads.calls)
 
     def test_later_managers(self) -> None:

@@ -43,6 +43,7 @@ from storageproxy.api.routing import answer_json, application, translate
 from storageproxy.api.rpc import Answer, Nothing, Pieces, Stream, rpc
 from storageproxy.background import Background
 from storageproxy.beneath import Directory, File
+from storageproxy.disposal import Disposal
 from storageproxy.errors import (
     DiskFull,
     FileNotFound,
@@ -99,7 +100,8 @@ class ManagerAPI:
     :param scandir_limit: entries at most in a listing, 0 for all.
     :param max_upload_size: bytes of one upload.
     :param delete_status: what a finished deletion is answered with: 202, 204 or 410.
-    :param background: where what a manager need not wait for is done.
+    :param background: where what is done goes on when a manager does not wait any more.
+    :param disposal: sees to what was deleted.
     :param clock: returns seconds since the epoch.
     :ivar draining: whether new work should go elsewhere.
     """
@@ -116,6 +118,7 @@ class ManagerAPI:
         max_upload_size: int,
         delete_status: int,
         background: Background,
+        disposal: Disposal,
         clock: Callable[[], float],
     ) -> None:
         self._volumes = volumes
@@ -126,6 +129,7 @@ class ManagerAPI:
         self._max_upload_size = max_upload_size
         self._delete_status = delete_status
         self._background = background
+        self._disposal = disposal
         self._clock = clock
         self.draining = False
 
@@ -235,7 +239,7 @@ class ManagerAPI:
         """Delete a vfolder: it is gone at once, its contents follow in the background."""
         volume = self._volumes.get(params.volume)
         await volume.delete_folder(params.vfid)
-        self._background.start("Emptying the trash", volume.empty_trash())
+        self._disposal.soon(volume)
         if self._delete_status == 410:
             raise VFolderGone(vfid=str(params.vfid))
         if self._delete_status == 202:
@@ -262,7 +266,7 @@ class ManagerAPI:
             await source.clone_folder(vfid, target, target_vfid)
         except BaseException:
             # What was copied is deleted, and takes up space for as long as it is in the trash.
-            self._background.start("Emptying the trash", target.empty_trash())
+            self._disposal.soon(target)
             raise
 
     @rpc(app, "GET", "/folder/mount", Mount)
