@@ -14,7 +14,7 @@ from storageproxy.interfaces import IVolume
 
 #: Seconds for which more is waited for: managers delete many vfolders at a time, and the trash is
 #: looked through as a whole.
-MOMENT = 0.25
+MOMENT = 2.0
 
 
 @define(eq=False)
