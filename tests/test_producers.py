@@ -341,9 +341,11 @@ class KernelProducerTests(KernelCase):
 
     def test_shares(self) -> None:
         """The more requests there are, the less each may send before the others, but something."""
-        self.patch(producers, "ROUND", 4 * producers.SHARE)
+        unit = producers.SHARE
+        self.patch(producers, "COST", unit)
+        self.patch(producers, "ROUND", 8 * unit)
         self.put("large", bytes(4 * TURN))
-        for others, shares in ((1, 2), (3, 1), (20, 1)):
+        for others, shares in ((0, 7), (1, 3), (3, 1), (20, 1)):
             connections = [self.begin("large") for _ in range(others + 1)]
             connections[0].turn()
             [request] = [
@@ -351,7 +353,7 @@ class KernelProducerTests(KernelCase):
                 for one in self.proxy.client_site.active
                 if one.transport is connections[0].transport
             ]
-            self.assertEqual(request.sentLength, shares * producers.SHARE)
+            self.assertEqual(request.sentLength, shares * unit)
             for connection in connections:
                 connection.disconnect()
 

@@ -30,13 +30,12 @@ from storageproxy.transfer.request import StreamingRequest
 #: it may last for several minutes.
 STALLED = 900.0
 
-#: Bytes that one connection may send before it is the turn of the others: each turn costs some 50
-#: microseconds, which is what the kernel takes for 256 KiB.
+#: Bytes that one connection may send before it is the turn of the others.
 TURN = 8 * 1024 * 1024
 
-#: Bytes that all of them may send before the reactor looks at anything else, and the least that one
-#: gets of it.
-ROUND, SHARE = 64 * 1024 * 1024, 256 * 1024
+#: Bytes that all of them may send before the reactor looks at anything else, what the turn of each
+#: counts for besides, as it costs some 50 microseconds, and the least that one may send in it.
+ROUND, COST, SHARE = 64 * 1024 * 1024, 128 * 1024, 32 * 1024
 
 #: Bytes that are read by one call for it, and the fewest when there are many connections. What they
 #: have in memory together is about :data:`MEMORY`.
@@ -196,7 +195,7 @@ class KernelProducer:
             return
         if self._request is None:
             return
-        share = ROUND // max(1, len(self._request.site.active))
+        share = ROUND // max(1, len(self._request.site.active)) - COST
         try:
             self._send(min(TURN, max(SHARE, share)))
         except BlockingIOError:
