@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -103,7 +102,7 @@ class VFSVolume:
         self._trash_is_full = False
         self._emptying_trash = False
         #: Directories above folders that were thrown away, which may be empty.
-        self._thinned: deque[Sequence[str]] = deque()
+        self._thinned: set[tuple[str, ...]] = set()
 
     async def check(self) -> None:
         """See :meth:`storageproxy.interfaces.IVolume.check`."""
@@ -273,13 +272,15 @@ class VFSVolume:
                     return False
                 self.durability.at_completion(parent.sync)
         # Soon enough with the trash: the next one may be made just there.
-        self._thinned.append(above)
+        self._thinned.add(tuple(above))
         return True
 
-    def _prune_thinned(self, root: Directory) -> None:
-        with suppress(IndexError):
+    def _prune_thinned(self, root: Directory, progress: Progress) -> None:
+        # What is lost of this, as the process ends, is found by the janitor.
+        with suppress(KeyError):
             while True:
-                self._prune(root, self._thinned.popleft())
+                progress.step(0)
+                self._prune(root, self._thinned.pop())
 
     def _prune(self, root: Directory, above: Sequence[str]) -> None:
         """Remove the directories above a folder that was the last one in them."""
@@ -316,7 +317,7 @@ class VFSVolume:
     def _empty_trash(self, progress: Progress) -> OSError | None:
         failed: OSError | None = None
         with self.open_root() as root:
-            self._prune_thinned(root)
+            self._prune_thinned(root, progress)
             try:
                 trash = root.descend(TRASH, links=False)
             except FileNotFoundError:

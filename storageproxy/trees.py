@@ -69,15 +69,15 @@ def walk(
     """
     Visit a directory and all below it, each before those in it, and those before its neighbours.
 
-    Only one directory is open at a time, whatever the depth, and of its entries only one is in
-    memory, besides the names of directories.
+    Only one directory is open at a time, whatever the depth, and of its entries only those are in
+    memory that were taken, besides the names of directories.
 
     :param skip: the name of an entry at the top to pass over.
     :param forgive: the errors with which what is below the top is passed over.
     :param step: called for each directory, with no entries; what it raises ends the walk. Those
-        who take the entries call it for each of them.
+        who take the entries call it for them.
     :return: for each, its path ("" for the top), itself (open until the next step), its entries
-        (each to be taken before the next step). They are those of :func:`os.scandir`, which know
+        (all to be taken before the next step). They are those of :func:`os.scandir`, which know
         their type without a system call on most file systems; it is what they were a moment ago.
     """
     pending = [""]

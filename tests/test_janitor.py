@@ -144,6 +144,24 @@ class SweepTests(JanitorTestCase):
         self.sweep()
         self.assertFalse(os.path.exists(stale))
 
+    def test_empty_prefixes(self) -> None:
+        """Directories above vfolders that somebody left empty go, one level in each round."""
+        left = [
+            os.path.join(self.volume.path, *above, *names)
+            for above in ((), scoped_id(1).layout[:1])
+            for names in (("ff",), ("ff", "00"), (bare_id(1).layout[0], "00"))
+        ]
+        for path in left:
+            os.makedirs(path, exist_ok=True)
+        others = [os.path.join(self.volume.path, name) for name in ("lost+found", "xy", "f" * 32)]
+        for path in others:
+            os.mkdir(path)
+        self.sweep()
+        self.sweep()
+        self.assertEqual([path for path in left if os.path.exists(path)], [])
+        for path in (*others, *(self.place(vfid) for vfid in (bare_id(1), scoped_id(1)))):
+            self.assertTrue(os.path.isdir(path), path)
+
     def test_abandoned(self) -> None:
         """A round that was given up ends at the next folder, and leaves nothing open."""
         progress = Progress()

@@ -487,13 +487,23 @@ class NoteTests(StagingTestCase):
             self.assert_completed(first, self.finish("b"), self.finish("c"))
 
     def test_again(self) -> None:
-        """One that is there already, as a process was killed before the rename, is no obstacle."""
+        """One that is there already, as a process was killed before the rename, is young again."""
         session = self.session(b"content")
         self.staging._note_completed(session)
         self.assertEqual(self.offset(session), 7)
+        note = os.path.join(self.volume, staging.COMPLETED, session)
+        os.utime(note, (1, 1))
+        shared = self.inode(self.finish("other"))
         with self.hold(session).file as file:
             self.staging.finish(session, file, "file")
-        self.assert_completed(session, self.finish("other"))
+        self.assert_completed(session)
+        self.assertGreater(os.stat(note).st_mtime, time.time() - 60)
+        self.assertEqual(self.inode(self.finish("another")), shared)
+
+    def test_in_the_way(self) -> None:
+        """What is in the place of the shared one is no obstacle."""
+        os.makedirs(os.path.join(self.shared(), "inside"))
+        self.assert_completed(self.finish("a"), self.finish("b"))
 
     def test_cluster(self) -> None:
         """On a volume of several machines, each has one of its own."""

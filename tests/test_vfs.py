@@ -61,6 +61,18 @@ class VFSVolumeTests(SynchronousTestCase):
                 pass
             result_of(self.volume.delete_folder(bare_id(number)))
 
+    def test_steps(self) -> None:
+        """An emptying shows that it is alive by each directory that it removes above a folder."""
+        progress = Progress()
+        seen: list[int] = []
+        self.throw_away(1)
+        for first in ("00", "01", "02"):
+            self.volume._thinned.add((first, "00"))
+        self.patch(self.volume, "_prune", lambda *_: seen.append(progress.steps))
+        self.volume._empty_trash(progress)
+        self.assertEqual(seen, sorted(set(seen)))
+        self.assertEqual(len(seen), 4)
+
     def test_closed(self) -> None:
         """What its owner has closed to himself can be made, and deleted."""
         top = tempfile.mkdtemp()

@@ -707,14 +707,22 @@ class QuotaTests(XFSTestCase):
         result_of(self.volume.unset_scope_limit(scope))
         self.assertEqual(result_of(self.volume.get_quota(scoped_id(1))), MEBI)
 
-    def test_empty_scope(self) -> None:
-        """A scope whose folders are all deleted can be limited."""
-        result_of(self.volume.create_folder(scoped_id(1), None, MEBI))
-        result_of(self.volume.delete_folder(scoped_id(1)))
+    def limit_emptied(self, volume: XFSVolume) -> None:
+        """Limit a scope whose last folder was deleted a moment ago."""
         scope = scoped_id(1).scope
         assert scope is not None
-        result_of(self.volume.set_scope_limit(scope, MEBI))
-        self.assertEqual(result_of(self.volume.scope_usage(scope)), ScopeUsage(0, MEBI))
+        result_of(self.volume.create_folder(scoped_id(1), None, MEBI))
+        result_of(self.volume.delete_folder(scoped_id(1)))
+        result_of(volume.set_scope_limit(scope, MEBI))
+        self.assertEqual(result_of(volume.scope_usage(scope)), ScopeUsage(0, MEBI))
+
+    def test_empty_scope(self) -> None:
+        """A scope whose folders are all deleted can be limited."""
+        self.limit_emptied(self.volume)
+
+    def test_emptied_by_another(self) -> None:
+        """It can, also when another process has deleted them."""
+        self.limit_emptied(self.make_volume())
 
 
 class FullTests(XFSTestCase):

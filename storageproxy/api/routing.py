@@ -59,7 +59,7 @@ def answer_json(
 
 def application() -> Klein:
     """
-    An application whose paths are taken as they are: ``//volumes`` is not ``/volumes``.
+    An application that redirects nobody: with two slashes in the middle, a path is another one.
     """
     app = Klein()
     app.url_map.merge_slashes = False

@@ -138,7 +138,11 @@ def sweep(open_root: Callable[[], Directory], before: float, progress: Progress)
 
 
 def vfolders(root: Directory) -> Iterator[Directory]:
-    """All vfolders of a volume, in both layouts, open."""
+    """
+    All vfolders of a volume, in both layouts, open.
+
+    Directories above vfolders that are empty, as whoever deleted the last one was killed, go.
+    """
     for name in os.listdir(root.descriptor):
         if _PREFIX.fullmatch(name):
             yield from _below(root, name, (_PREFIX, _FOLDER))
@@ -153,6 +157,9 @@ def _below(parent: Directory, name: str, names: tuple[re.Pattern[str], ...]) -> 
             yield directory
             return
         with directory:
-            for below in os.listdir(directory.descriptor):
+            found = os.listdir(directory.descriptor)
+            for below in found:
                 if names[0].fullmatch(below):
                     yield from _below(directory, below, names[1:])
+        if not found and _PREFIX.fullmatch(name):
+            os.rmdir(name, dir_fd=parent.descriptor)

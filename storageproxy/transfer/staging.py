@@ -328,20 +328,32 @@ class Staging:
         # files were deleted nearby. A second name takes neither; but the servers of a cluster
         # have more to do for that than for a file.
         shares = self.durability.trusts_sizes
-        if shares:
-            with suppress(OSError):
-                # Its age counts for all its names.
-                if abs(time.time() - os.stat(_SHARED_NOTE, dir_fd=root).st_mtime) < SHARED_SECONDS:
-                    os.link(_SHARED_NOTE, path, src_dir_fd=root, dst_dir_fd=root)
-                    return
-        # It is there already, the other one is too old or has as many names as it may have, or
-        # this file system knows of one name only.
+        if shares and self._share_note(path):
+            return
+        # The other one is too old or has as many names as it may have, or this file system knows
+        # of one name only.
         self._note(path)
         if shares:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(_SHARED_NOTE, dir_fd=root)
             with suppress(OSError):
                 os.link(path, _SHARED_NOTE, src_dir_fd=root, dst_dir_fd=root)
+
+    def _share_note(self, path: str) -> bool:
+        root = self.root.descriptor
+        try:
+            os.link(_SHARED_NOTE, path, src_dir_fd=root, dst_dir_fd=root)
+            # Its age counts for all its names.
+            if abs(time.time() - os.stat(path, dir_fd=root).st_mtime) < SHARED_SECONDS:
+                return True
+            os.unlink(path, dir_fd=root)
+        except FileExistsError:
+            # Of an attempt that was killed before the rename.
+            os.utime(path, dir_fd=root)
+            return True
+        except OSError:
+            pass
+        return False
 
     def _note(self, path: str) -> None:
         """Make an empty file in the root of the volume, if it is not there."""

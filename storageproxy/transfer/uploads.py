@@ -207,7 +207,9 @@ class Uploads:
 
     async def _terminate(self, session: Session) -> None:
         async with self._lease(session):
-            await self._in_turn(session, partial(_discard, session), None)
+            await self._in_turn(
+                session, partial(_discard, session), None, session.volume.threads.slow_deadline
+            )
 
     @asynccontextmanager
     async def _lease(self, session: Session) -> AsyncIterator[Lease]:
@@ -224,10 +226,12 @@ class Uploads:
         session: Session,
         operation: Callable[[Staging], T],
         discard: Callable[[T], object] | None,
+        deadline: float | None = None,
     ) -> T:
         """Do something in a thread, when no other process holds the session."""
         threads = session.volume.threads
-        deadline = _deadline(session.volume)
+        if deadline is None:
+            deadline = _deadline(session.volume)
         end = self.reactor.seconds() + PATIENCE
         while True:
             try:
