@@ -348,8 +348,9 @@ class Staging:
                 return True
             os.unlink(path, dir_fd=root)
         except FileExistsError:
-            # Of an attempt that was killed before the rename.
-            os.utime(path, dir_fd=root)
+            # Of an attempt that was killed before the rename. It is to be as young as this one.
+            with suppress(OSError):
+                os.utime(path, dir_fd=root)
             return True
         except OSError:
             pass
