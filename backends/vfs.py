@@ -289,6 +289,16 @@ class VFSVolume:
             with suppress(OSError):
                 os.rmdir("/".join(above[:depth]), dir_fd=root.descriptor)
 
+    def _prune_below(self, names: Sequence[str]) -> None:
+        """Remove the directories in that of a scope that have no folder, whoever has left them."""
+        with suppress(OSError), self.open_root() as root:
+            with root.descend("/".join(names), links=False) as scope:
+                for name in os.listdir(scope.descriptor):
+                    with suppress(OSError), scope.descend(name, links=False) as prefix:
+                        for below in os.listdir(prefix.descriptor):
+                            self._prune(scope, [name, below])
+                        self._prune(scope, [name])
+
     def _move_to_trash(self, root: Directory, parent: Directory, names: Sequence[str]) -> None:
         with root.ensure(TRASH, 0o700) as trash:
             self._move(parent, names[-1], trash)

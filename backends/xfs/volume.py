@@ -412,18 +412,9 @@ class XFSVolume(VFSVolume):
     async def _limit_scope(
         self, scope: QuotaScopeID, limit: Limit, refused: StorageProxyError
     ) -> None:
-        await self.threads.run(self._tidy, scope)
-        await self._set_limit(scope.layout, limit, QuotaScopeNotFound(), refused)
-
-    def _tidy(self, scope: QuotaScopeID) -> None:
         # What vfolders have left above them that some process has deleted is no reason to refuse.
-        with suppress(OSError), self.open_root() as root:
-            with root.descend("/".join(scope.layout), links=False) as top:
-                for name in os.listdir(top.descriptor):
-                    with suppress(OSError), top.descend(name, links=False) as prefix:
-                        for below in os.listdir(prefix.descriptor):
-                            self._prune(top, [name, below])
-                        self._prune(top, [name])
+        await self.threads.run(self._prune_below, scope.layout)
+        await self._set_limit(scope.layout, limit, QuotaScopeNotFound(), refused)
 
     @asynccontextmanager
     async def _open(
