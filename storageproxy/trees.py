@@ -13,7 +13,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Protocol
 
 from attrs import frozen
@@ -22,11 +21,6 @@ from storageproxy.beneath import Directory
 
 #: Characters of the longest path of a walk.
 LONGEST_PATH = 16384
-
-#: Entries that are counted between two steps. A hung call is one of them at most.
-_BATCH = 64
-
-_COUNTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 
 #: What a name says that is not a directory any more.
 VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -69,15 +63,15 @@ def walk(
     """
     Visit a directory and all below it, each before those in it, and those before its neighbours.
 
-    Only one directory is open at a time, whatever the depth, and of its entries only those are in
-    memory that were taken, besides the names of directories.
+    Only one directory is open at a time, whatever the depth, and of its entries only one is in
+    memory, besides the names of directories.
 
     :param skip: the name of an entry at the top to pass over.
     :param forgive: the errors with which what is below the top is passed over.
     :param step: called for each directory, with no entries; what it raises ends the walk. Those
-        who take the entries call it for them.
+        who take the entries call it for each of them.
     :return: for each, its path ("" for the top), itself (open until the next step), its entries
-        (all to be taken before the next step). They are those of :func:`os.scandir`, which know
+        (each to be taken before the next step). They are those of :func:`os.scandir`, which know
         their type without a system call on most file systems; it is what they were a moment ago.
     """
     pending = [""]
@@ -161,7 +155,7 @@ def usage(
     """
     Count a tree as the original does: files and symbolic links, with their apparent sizes.
 
-    :param step: called for each few entries, with their size; what it raises ends the counting.
+    :param step: called for each entry, with its size; what it raises ends the counting.
     :param limit: seconds after which to give up.
     :raises TooSlow: when that time is over.
     """
@@ -171,15 +165,14 @@ def usage(
     forgive = VANISHED | {errno.EACCES}
     files = used_bytes = 0
     for _, _, entries in walk(top, forgive=forgive, step=step):
-        while batch := list(islice(entries, _BATCH)):
+        for entry in entries:
+            status = lstat(entry, forgive)
             size = 0
-            for entry in batch:
-                status = lstat(entry, forgive)
-                if status and stat.S_IFMT(status.st_mode) in _COUNTED:
-                    files += 1
-                    size += status.st_size
-            used_bytes += size
-            step(len(batch), size)
+            if status and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                size = status.st_size
+                files += 1
+                used_bytes += size
+            step(1, size)
     return Usage(files, used_bytes)
 
 

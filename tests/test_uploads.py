@@ -1027,6 +1027,17 @@ class FailureTests(UploadCase):
             self.threads.release()
             self.assertEqual(wire.answers()[0].status, 204)
 
+    def test_time_to_forget(self) -> None:
+        """The end of a session may take longer: its file may be a large one."""
+        self.proxy.volume["local"].durability = Durability.NONE
+        self.threads.held = True
+        wire = self.begin("DELETE")
+        [call] = self.threads.calls
+        assert call.timer is not None
+        self.assertEqual(call.timer.getTime() - self.clock.seconds(), self.threads.slow_deadline)
+        self.threads.release()
+        self.assertEqual(wire.answers()[0].status, 204)
+
 
 class StopTests(UploadCase):
     def test_keeps_what_has_come(self) -> None:
