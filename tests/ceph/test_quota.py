@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from uuid import uuid4
 from twisted.trial.unittest import SynchronousTestCase
 
 from backends.cephfs.attributes import BYTES, MAX_BYTES, Attributes
+from storageproxy.testing import GIVE_UP
 from tests.ceph import counting
 from tests.ceph_attributes import AttributesConformance
 from tests.functional.daemon import Daemon, select_pause
@@ -184,12 +186,14 @@ class Uploading(OnVolume, OnUpload):
                     for _ in range(64):
                         file.write(bytes(MEBI))
                         file.flush()
+                        os.fsync(file.fileno())
+                        self.known(file.tell())
             except OSError as error:
                 found.append(error.errno)
 
         writer = threading.Thread(target=write)
         writer.start()
-        self.full(self.append(0, self.data))
+        self.full(self.append_known(self.data))
         writer.join()
         self.assertEqual(found, [errno.EDQUOT])
         self.counted(self.root)
@@ -204,6 +208,23 @@ class Uploading(OnVolume, OnUpload):
         self.complete()
         self.assertTrue((self.on_two(self.root) / "file").read_bytes() == self.data)
 
+    def known(self, size: int) -> None:
+        """Return when both mounts know of so many bytes, as each refuses only what it knows of."""
+        deadline = time.monotonic() + GIVE_UP
+        for path in (self.root, self.on_two(self.root)):
+            while counting.attribute(path, BYTES) < size:
+                self.assertLess(time.monotonic(), deadline, f"{path} does not know of {size} bytes")
+                select_pause()
+
+    def append_known(self, data: bytes) -> Answer:
+        """Append piece by piece, each when that before is known: the first refusal, or the end."""
+        for offset in range(0, len(data), MEBI):
+            answer = self.append(offset, data[offset : offset + MEBI])
+            if answer.status != 204:
+                break
+            self.known(offset + MEBI)
+        return answer
+
     def offset(self) -> int:
         """The offset that a client is told."""
         answer = self.head()
@@ -213,7 +234,7 @@ class Uploading(OnVolume, OnUpload):
     def test_neighbour(self) -> None:
         """A folder that is full does not keep others from anything."""
         self.limit(MEBI)
-        self.full(self.append(0, self.data))
+        self.full(self.append_known(self.data))
         self.vfid, self.root = self.create(64 * MEBI)
         self.target = self.session(self.relpath, self.size)
         self.file = self.root / self.relpath
