@@ -14,12 +14,13 @@ import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 from attrs import define, evolve, field, frozen
 
 from storageproxy.beneath import Directory, write_back
 from storageproxy.errors import TargetConflict
-from storageproxy.trees import VANISHED, Step, descend_far, lstat, walk
+from storageproxy.trees import VANISHED, Step, descend_far, lstats, walk
 
 #: Names and values of extended attributes.
 _Attributes = list[tuple[str, bytes]]
@@ -131,12 +132,9 @@ def needed(source: Directory, step: Step, skip: str | None = None) -> Needed:
     """
     seen: set[tuple[int, int]] = set()
     blocks = sizes = 0
-    for _, _, entries in walk(source, skip, step=step):
-        for entry in entries:
+    for _, _, batches in walk(source, skip, step=step):
+        for _, status in chain.from_iterable(map(lstats, batches)):
             step()
-            status = lstat(entry)
-            if status is None:
-                continue
             taken = status.st_blocks * 512
             if not stat.S_ISREG(status.st_mode):
                 blocks += taken
@@ -206,14 +204,14 @@ class _Copy:
     def run(self, source: Directory, skip: str | None) -> None:
         # What is put into a directory changes its time, so it gets its own when all is in it.
         unfinished: list[tuple[str, os.stat_result, _Attributes]] = []
-        for path, opened, entries in walk(source, skip, step=self.step):
+        for path, opened, batches in walk(source, skip, step=self.step):
             while unfinished and not path.startswith(f"{unfinished[-1][0]}/"):
                 self._finish(*unfinished.pop())
             if path:
                 status = os.fstat(opened.descriptor)
                 unfinished.append((path, status, _attributes(opened.descriptor)))
             with descend_far(self.target, path or ".") as into:
-                for entry in entries:
+                for entry in chain.from_iterable(batches):
                     self.step()
                     try:
                         self._entry(opened.descriptor, into.descriptor, path, entry)

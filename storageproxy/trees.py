@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from attrs import frozen
@@ -21,6 +22,13 @@ from storageproxy.beneath import Directory
 
 #: Characters of the longest path of a walk.
 LONGEST_PATH = 16384
+
+#: Entries of a directory that a walk hands over at once. More would cost hardly less, and whoever
+#: waits for a sign of life of a slow mount would wait longer.
+BATCH = 16
+
+#: What counts when a tree is counted.
+_COUNTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 
 #: What a name says that is not a directory any more.
 VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -59,20 +67,21 @@ def walk(
     skip: str | None = None,
     forgive: frozenset[int] = VANISHED,
     step: Step = unwatched,
-) -> Iterator[tuple[str, Directory, Iterator[os.DirEntry[str]]]]:
+) -> Iterator[tuple[str, Directory, Iterator[list[os.DirEntry[str]]]]]:
     """
     Visit a directory and all below it, each before those in it, and those before its neighbours.
 
-    Only one directory is open at a time, whatever the depth, and of its entries only one is in
+    Only one directory is open at a time, whatever the depth, and of its entries only some are in
     memory, besides the names of directories.
 
     :param skip: the name of an entry at the top to pass over.
     :param forgive: the errors with which what is below the top is passed over.
     :param step: called for each directory, with no entries; what it raises ends the walk. Those
-        who take the entries call it for each of them.
-    :return: for each, its path ("" for the top), itself (open until the next step), its entries
-        (each to be taken before the next step). They are those of :func:`os.scandir`, which know
-        their type without a system call on most file systems; it is what they were a moment ago.
+        who take the entries call it for them.
+    :return: for each, its path ("" for the top), itself (open until the next step), its entries in
+        batches (each to be taken before the next step). They are those of :func:`os.scandir`, which
+        know their type without a system call on most file systems; it is what they were a moment
+        ago.
     """
     pending = [""]
     while pending:
@@ -86,28 +95,43 @@ def walk(
             raise
         with directory, os.scandir(directory.descriptor) as found:
             wanted = found if path or skip is None else _without(found, skip)
-            yield path, directory, _entries(f"{path}/" if path else "", wanted, pending, forgive)
+            yield path, directory, _batches(f"{path}/" if path else "", wanted, pending, forgive)
 
 
 def _without(found: Iterable[os.DirEntry[str]], name: str) -> Iterator[os.DirEntry[str]]:
     return (item for item in found if item.name != name)
 
 
-def _entries(
+def _batches(
     prefix: str,
-    found: Iterable[os.DirEntry[str]],
+    found: Iterator[os.DirEntry[str]],
     pending: list[str],
     forgive: frozenset[int],
-) -> Iterator[os.DirEntry[str]]:
-    for item in found:
-        try:
-            if item.is_dir(follow_symlinks=False):
-                pending.append(prefix + item.name)
-        except OSError as error:
-            if error.errno in forgive:
-                continue
-            raise
-        yield item
+) -> Iterator[list[os.DirEntry[str]]]:
+    while entries := list(islice(found, BATCH)):
+        pending += [prefix + entry.name for entry in entries if _is_dir(entry, forgive)]
+        yield entries
+
+
+def _is_dir(entry: os.DirEntry[str], forgive: frozenset[int]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError as error:
+        if error.errno in forgive:
+            return False
+        raise
+
+
+def lstats(
+    entries: list[os.DirEntry[str]], forgive: frozenset[int] = VANISHED
+) -> list[tuple[os.DirEntry[str], os.stat_result]]:
+    """Those entries of a walk of which :func:`lstat` knows the state, with it."""
+    try:
+        return [(entry, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        # One of them has vanished, which happens rarely enough to ask again.
+        states = [(entry, lstat(entry, forgive)) for entry in entries]
+        return [(entry, status) for entry, status in states if status is not None]
 
 
 def lstat(entry: os.DirEntry[str], forgive: frozenset[int] = VANISHED) -> os.stat_result | None:
@@ -155,7 +179,8 @@ def usage(
     """
     Count a tree as the original does: files and symbolic links, with their apparent sizes.
 
-    :param step: called for each entry, with its size; what it raises ends the counting.
+    :param step: called for some entries at a time, with their size; what it raises ends the
+        counting.
     :param limit: seconds after which to give up.
     :raises TooSlow: when that time is over.
     """
@@ -164,15 +189,16 @@ def usage(
     # What people have closed to us counts as far as it can be seen.
     forgive = VANISHED | {errno.EACCES}
     files = used_bytes = 0
-    for _, _, entries in walk(top, forgive=forgive, step=step):
-        for entry in entries:
-            status = lstat(entry, forgive)
-            size = 0
-            if status and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-                size = status.st_size
-                files += 1
-                used_bytes += size
-            step(1, size)
+    for _, _, batches in walk(top, forgive=forgive, step=step):
+        for entries in batches:
+            sizes = [
+                status.st_size
+                for _, status in lstats(entries, forgive)
+                if stat.S_IFMT(status.st_mode) in _COUNTED
+            ]
+            files += len(sizes)
+            used_bytes += (size := sum(sizes))
+            step(len(entries), size)
     return Usage(files, used_bytes)
 
 

@@ -15,8 +15,9 @@ from twisted.web.static import StaticProducer
 from storageproxy.transfer.bodies import BLOCK
 from storageproxy.transfer.downloads import content_disposition
 from storageproxy.transfer.producers import ThreadedProducer
-from storageproxy.transfer.ziprecords import Member, length
+from storageproxy.transfer.ziprecords import Member
 from tests.harness import Answer, Descriptors, Events, MemoryCase, Wire
+from tests.members import columns
 
 
 class DownloadCase(MemoryCase):
@@ -493,8 +494,10 @@ class ArchiveLengthTests(SynchronousTestCase):
     def test_larger_than_4_gib(self) -> None:
         """The length of an archive that needs zip64 is what ZipFile would write."""
         for sizes in ([0], [5 * 2**30], [3 * 2**30, 3 * 2**30, 1], [2**32 - 1, 0, 7]):
-            members = [Member(f"{at}", f"{at}", size, 0o644, 0.0) for at, size in enumerate(sizes)]
-            self.assertEqual(length(members), self._written(members))
+            members = [
+                Member(f"{at}", f"{at}", size, 0o100644, 0.0) for at, size in enumerate(sizes)
+            ]
+            self.assertEqual(columns(members).length, self._written(members))
 
     def _written(self, members: list[Member]) -> int:
         counter = _Counter()

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -85,12 +86,24 @@ class TreesTestCase(SynchronousTestCase):
 
 def visited_all(top: Directory) -> list[tuple[str, Directory, list[os.DirEntry[str]]]]:
     """A walk to its end."""
-    return [(path, opened, list(entries)) for path, opened, entries in trees.walk(top)]
+    return [
+        (path, opened, list(chain.from_iterable(batches)))
+        for path, opened, batches in trees.walk(top)
+    ]
 
 
 class WalkTests(TreesTestCase):
     def paths(self, walk: Iterator[Any]) -> list[str]:
-        return [os.path.join(path, entry.name) for path, _, entries in walk for entry in entries]
+        return [
+            os.path.join(path, entry.name)
+            for path, _, batches in walk
+            for entry in chain.from_iterable(batches)
+        ]
+
+    def enter(self, walk: Iterator[Any]) -> None:
+        """Take the first directory with its entries, so that what is in it comes next."""
+        _, _, batches = next(walk)
+        self.assertTrue(list(batches))
 
     def test_walk(self) -> None:
         """All directories are visited, each before those in it."""
@@ -104,6 +117,17 @@ class WalkTests(TreesTestCase):
                 ["a", "a/b", "a/b/c", "a/b/c/file", "a/file", "file"],
             )
 
+    def test_batches(self) -> None:
+        """However many entries a directory has, they come once each."""
+        for count in (trees.BATCH - 1, trees.BATCH, trees.BATCH + 1, 3 * trees.BATCH):
+            for number in range(count):
+                self.write(self.at("top", str(count), str(number)))
+            with self.parent.descend(f"top/{count}") as top:
+                [(_, _, entries)] = visited_all(top)
+                self.assertEqual(len(entries), count)
+                self.assertEqual({entry.name for entry in entries}, set(map(str, range(count))))
+                self.assertEqual(trees.usage(top), trees.Usage(count, count))
+
     def test_skip(self) -> None:
         """A name is passed over at the top only."""
         self.write(self.at("top", "skipped", "file"))
@@ -115,8 +139,8 @@ class WalkTests(TreesTestCase):
         """Links are told as links, and are not followed."""
         os.symlink(self.outside, self.at("top", "link"))
         with self.parent.descend("top") as top:
-            for _, _, entries in trees.walk(top):
-                for entry in entries:
+            for _, _, batches in trees.walk(top):
+                for entry in chain.from_iterable(batches):
                     self.assertTrue(entry.is_symlink())
                     status = trees.lstat(entry)
                     assert status is not None
@@ -138,7 +162,7 @@ class WalkTests(TreesTestCase):
         self.write(self.at("top", "a", "file"))
         with self.parent.descend("top") as top:
             walk = trees.walk(top)
-            next(walk)
+            self.enter(walk)
             os.rename(self.at("top", "a"), self.at("gone"))
             self.assertEqual(list(walk), [])
 
@@ -173,7 +197,7 @@ class WalkTests(TreesTestCase):
         self.write(self.at("top", "a", "file"))
         with self.parent.descend("top") as top:
             walk = trees.walk(top)
-            next(walk)
+            self.enter(walk)
             self.swap("top/a")
             self.assertEqual(list(walk), [])
 
@@ -191,7 +215,7 @@ class WalkTests(TreesTestCase):
         self.write(self.at("top", "a", "file"))
         with self.parent.descend("top") as top:
             walk = trees.walk(top)
-            next(walk)
+            self.enter(walk)
             os.rename(self.at("top", "a"), self.at("gone"))
             self.write(self.at("top", "a"))
             self.assertEqual(list(walk), [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from array import array
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from storageproxy.errors import ArchiveTooLarge, InvalidSubpath
 from storageproxy.threads import Progress
 from storageproxy.transfer import ziprecords
 from storageproxy.transfer.bodies import Body, Chunks, Extent
-from storageproxy.transfer.ziprecords import Member
+from storageproxy.transfer.ziprecords import Members
 from storageproxy.vfolder import UPLOADS
 
 #: Files of one archive: their names are in memory until it is sent.
@@ -31,11 +32,14 @@ MAX_MEMBERS = 1_000_000
 #: Bytes of a path that system calls take, with the NUL at its end (limits.h).
 PATH_MAX = 4096
 
+#: The bits of a mode that tell a file which its owner may read (inode(7)), and what they are then.
+_KIND, _OPEN = 0o170000 | stat.S_IRUSR, stat.S_IFREG | stat.S_IRUSR
+
 #: Below the top, what cannot be seen is left out.
 _FORGIVEN = trees.VANISHED | {errno.EACCES}
 
 
-def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
+def members(folder: Directory, path: str, progress: Progress) -> Members:
     """
     What goes into the archive of a directory.
 
@@ -45,76 +49,77 @@ def members(folder: Directory, path: str, progress: Progress) -> list[Member]:
     :param path: the directory, relative to the vfolder.
     :raises ArchiveTooLarge: when there are too many.
     """
-    found: list[Member] = []
     prefix = "" if path == "." else f"{path}/"
     skip = UPLOADS if path == "." else None
+    found = Members(prefix)
+    # A character has four bytes at most.
+    surely_short = PATH_MAX // 4 - len(prefix)
     me = os.geteuid()
     with folder.descend(path) as top:
-        for below, directory, entries in trees.walk(top, skip, _FORGIVEN, progress.step):
-            empty = bool(below)
+        for below, directory, batches in trees.walk(top, skip, _FORGIVEN, progress.step):
             inside = f"{below}/" if below else ""
-            for entry in entries:
+            empty = bool(below)
+            for entries in batches:
                 empty = False
-                name = inside + entry.name
-                full = prefix + name if prefix else name
-                status = _file_status(folder, directory, full, entry, me)
-                if status is None:
-                    progress.step()
-                    continue
-                size = status.st_size
-                progress.step(1, size)
-                found.append(Member(full, _spelled(name), size, status.st_mode, status.st_mtime))
-                if len(found) > MAX_MEMBERS:
-                    raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
+                names: list[str] = []
+                states: list[os.stat_result] = []
+                for entry, status in trees.lstats(entries, _FORGIVEN):
+                    name = inside + entry.name
+                    # Most of what people keep are files of the daemon's own.
+                    if (
+                        status.st_mode & _KIND != _OPEN
+                        or status.st_uid != me
+                        or len(name) >= surely_short
+                    ):
+                        found_file = _file(folder, directory, prefix + name, status, me)
+                        if found_file is None:
+                            continue
+                        status = found_file
+                    names.append(name)
+                    states.append(status)
+                progress.step(len(entries), found.add_files(names, states))
+                _check_number(found)
             if empty:
-                status = os.fstat(directory.descriptor)
-                name = _spelled(below) + "/"
-                found.append(Member(prefix + below, name, 0, status.st_mode, status.st_mtime))
-    if len(found) > MAX_MEMBERS:
-        raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
+                found.add_directory(below, os.fstat(directory.descriptor))
+                _check_number(found)
     return found
 
 
-def _file_status(
-    folder: Directory, directory: Directory, path: str, entry: os.DirEntry[str], me: int
+def _check_number(found: Members) -> None:
+    if len(found) > MAX_MEMBERS:
+        raise ArchiveTooLarge(f"more than {MAX_MEMBERS} files")
+
+
+def _file(
+    folder: Directory, directory: Directory, path: str, status: os.stat_result, me: int
 ) -> os.stat_result | None:
     """The state of the file that an entry stands for, if it goes into an archive."""
-    status = trees.lstat(entry, _FORGIVEN)
-    # A character has four bytes at most. Nobody could unpack a longer path either.
-    if status is None or (len(path) * 4 >= PATH_MAX and len(os.fsencode(path)) >= PATH_MAX):
+    # Nobody could unpack a longer path either.
+    if len(os.fsencode(path)) >= PATH_MAX:
         return None
-    mode = status.st_mode
-    if stat.S_ISLNK(mode):
+    if stat.S_ISLNK(status.st_mode):
         try:
             status = folder.status(path, follow=True)
         except (OSError, InvalidSubpath):
             return None
-        mode = status.st_mode
-    if not stat.S_ISREG(mode):
-        return None
-    # Whoever owns it need not ask, which is most of the time.
-    if mode & stat.S_IRUSR and status.st_uid == me:
+    if status.st_mode & _KIND == _OPEN and status.st_uid == me:
         return status
-    return status if os.access(entry.name, os.R_OK, dir_fd=directory.descriptor) else None
+    name = posixpath.basename(path)
+    readable = stat.S_ISREG(status.st_mode) and os.access(
+        name, os.R_OK, dir_fd=directory.descriptor
+    )
+    return status if readable else None
 
 
-def archive(open_folder: Callable[[], Directory], contents: list[Member]) -> Body:
+def archive(open_folder: Callable[[], Directory], contents: Members) -> Body:
     """
     :param open_folder: opens the vfolder, in the thread that makes the chunks.
     :param contents: from :func:`members`.
     """
-    length = ziprecords.length(contents)
-    return Body(length, (partial(_write, open_folder, contents),))
+    return Body(contents.length, (partial(_write, open_folder, contents),))
 
 
-def _spelled(name: str) -> str:
-    """A name as a zip file has it, in UTF-8; bytes that are not are spelled out."""
-    if name.isascii():
-        return name
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _write(open_folder: Callable[[], Directory], contents: list[Member], block: int) -> Chunks:
+def _write(open_folder: Callable[[], Directory], contents: Members, block: int) -> Chunks:
     sums = array("I")
     # A descriptor of its own: this may go on in a hanging call after the caller has given up.
     with open_folder() as own:

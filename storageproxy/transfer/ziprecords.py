@@ -8,8 +8,11 @@ until the end, and would spend more time on the sums than the rest of a download
 
 from __future__ import annotations
 
+import os
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 from zipfile import ZIP64_LIMIT, ZIP_FILECOUNT_LIMIT
@@ -25,6 +28,9 @@ _EXTRA_SIZES = Struct("<HHQQ")
 _END = Struct("<4s4H2LH")
 _ZIP64_END = Struct("<4sQ2H2L4Q")
 _ZIP64_LOCATOR = Struct("<4sLQL")
+
+#: Bytes that a file takes in the archive besides its contents and its name.
+_AROUND = _EXTRA_SIZES.size + _DESCRIPTOR.size
 
 _UNIX = 3
 _VERSION, _ZIP64_VERSION = 20, 45
@@ -54,6 +60,100 @@ class Member(NamedTuple):
     def is_directory(self) -> bool:
         """Whether it has no contents."""
         return self.name.endswith("/")
+
+
+class Members:
+    """
+    What goes into an archive: files, and directories that are empty.
+
+    There may be a million of them, so they are kept in columns. An object for each would take three
+    times the memory, and time of the garbage collector, which the reactor would wait for.
+
+    :param prefix: of all paths, which the names in the archive have not: "", or with a slash at its
+        end.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._names: list[str] = []
+        self._sizes = array("Q")
+        self._modes = array("H")
+        self._mtimes = array("d")
+        self._files = 0
+        #: Bytes of all names.
+        self._letters = 0
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[Member]:
+        for name, size, mode, mtime in zip(
+            self._names, self._sizes, self._modes, self._mtimes, strict=True
+        ):
+            spelled = _spelled(name)
+            if stat.S_ISDIR(mode):
+                spelled += "/"
+            yield Member(self._prefix + name, spelled, size, mode, mtime)
+
+    def add_files(self, names: Sequence[str], states: Sequence[os.stat_result]) -> int:
+        """
+        :param names: their paths without the prefix.
+        :param states: of each of them.
+        :return: the sum of their sizes.
+        """
+        sizes = [status.st_size for status in states]
+        self._names += names
+        self._sizes.extend(sizes)
+        self._modes.extend([status.st_mode for status in states])
+        self._mtimes.extend([status.st_mtime for status in states])
+        self._files += len(names)
+        letters = "".join(names)
+        self._letters += len(letters) if letters.isascii() else sum(map(_letters, names))
+        return sum(sizes)
+
+    def add_directory(self, name: str, status: os.stat_result) -> None:
+        """
+        :param name: its path without the prefix, and without a slash at its end.
+        """
+        self._names.append(name)
+        self._sizes.append(0)
+        self._modes.append(status.st_mode)
+        self._mtimes.append(status.st_mtime)
+        self._letters += _letters(name) + 1
+
+    @property
+    def length(self) -> int:
+        """Bytes of the whole archive."""
+        count = len(self)
+        offset = _LOCAL.size * count + self._letters + _AROUND * self._files + sum(self._sizes)
+        size = _CENTRAL.size * count + self._letters
+        if offset > ZIP64_LIMIT:
+            size += self._large()
+        if _is_large(count, offset, size):
+            size += _ZIP64_END.size + _ZIP64_LOCATOR.size
+        return offset + size + _END.size
+
+    def _large(self) -> int:
+        # Bytes of the fields of members that are too large, or too far from the beginning.
+        taken = offset = 0
+        for name, size, mode in zip(self._names, self._sizes, self._modes, strict=True):
+            far = offset > ZIP64_LIMIT
+            if far or size > ZIP64_LIMIT:
+                taken += _EXTRA.size + 16 * (size > ZIP64_LIMIT) + 8 * far
+            around = 1 if stat.S_ISDIR(mode) else _AROUND
+            offset += _LOCAL.size + _letters(name) + around + size
+        return taken
+
+
+def _spelled(name: str) -> str:
+    # Bytes that are no UTF-8 are spelled out.
+    if name.isascii():
+        return name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _letters(name: str) -> int:
+    return len(name) if name.isascii() else len(_spelled(name).encode("utf-8"))
 
 
 def header(member: Member) -> bytes:
@@ -105,25 +205,6 @@ def directory(members: Iterable[Member], sums: Iterable[int]) -> Iterator[bytes]
         yield _ZIP64_LOCATOR.pack(b"PK\6\7", 0, offset + size, 1)
     listed = min(count, 0xFFFF)
     yield _END.pack(b"PK\5\6", 0, 0, listed, listed, min(size, _ABSENT), min(offset, _ABSENT), 0)
-
-
-def length(members: Iterable[Member]) -> int:
-    """Bytes of the whole archive."""
-    offset = size = count = 0
-    own, listed = _LOCAL.size, _CENTRAL.size
-    around = _EXTRA_SIZES.size + _DESCRIPTOR.size
-    for _, name, contents, _, _ in members:
-        letters = len(name) if name.isascii() else len(name.encode("utf-8"))
-        size += listed + letters
-        if contents > ZIP64_LIMIT or offset > ZIP64_LIMIT:
-            size += _EXTRA.size + 16 * (contents > ZIP64_LIMIT) + 8 * (offset > ZIP64_LIMIT)
-        offset += own + letters
-        if not name.endswith("/"):
-            offset += around + contents
-        count += 1
-    if _is_large(count, offset, size):
-        size += _ZIP64_END.size + _ZIP64_LOCATOR.size
-    return offset + size + _END.size
 
 
 def _is_large(count: int, offset: int, size: int) -> bool:

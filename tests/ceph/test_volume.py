@@ -139,7 +139,7 @@ class InsideTests(VolumeCase):
         with self.volume.open_folder(vfid) as folder:
             self.assertEqual(trees.usage(folder).files, 2)
             members = archive.members(folder, ".", Progress())
-            self.assertNotIn("snap", repr(members))
+            self.assertNotIn("snap", repr(list(members)))
         pieces = files.listing(lambda: self.volume.open_folder(vfid), self.volume.scan, "/", ".", 0)
         self.assertNotIn(b"snap", b"".join(pieces))
         await counting.counted(str(self.place(vfid)))
