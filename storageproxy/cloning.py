@@ -133,7 +133,7 @@ def needed(source: Directory, step: Step, skip: str | None = None) -> Needed:
     seen: set[tuple[int, int]] = set()
     blocks = sizes = 0
     for _, _, batches in walk(source, skip, step=step):
-        for _, status in chain.from_iterable(map(lstats, batches)):
+        for status in chain.from_iterable(lstats(entries)[1] for entries in batches):
             step()
             taken = status.st_blocks * 512
             if not stat.S_ISREG(status.st_mode):

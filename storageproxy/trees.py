@@ -27,6 +27,9 @@ LONGEST_PATH = 16384
 #: waits for a sign of life of a slow mount would wait longer.
 BATCH = 16
 
+#: The bits of a mode that tell what a file is (S_IFMT, inode(7)).
+KIND = 0o170000
+
 #: What counts when a tree is counted.
 _COUNTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 
@@ -109,7 +112,11 @@ def _batches(
     forgive: frozenset[int],
 ) -> Iterator[list[os.DirEntry[str]]]:
     while entries := list(islice(found, BATCH)):
-        pending += [prefix + entry.name for entry in entries if _is_dir(entry, forgive)]
+        try:
+            below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            below = [entry for entry in entries if _is_dir(entry, forgive)]
+        pending += [prefix + entry.name for entry in below]
         yield entries
 
 
@@ -124,14 +131,14 @@ def _is_dir(entry: os.DirEntry[str], forgive: frozenset[int]) -> bool:
 
 def lstats(
     entries: list[os.DirEntry[str]], forgive: frozenset[int] = VANISHED
-) -> list[tuple[os.DirEntry[str], os.stat_result]]:
-    """Those entries of a walk of which :func:`lstat` knows the state, with it."""
+) -> tuple[list[os.DirEntry[str]], list[os.stat_result]]:
+    """Those entries of a walk of which :func:`lstat` knows the state, and their states."""
     try:
-        return [(entry, entry.stat(follow_symlinks=False)) for entry in entries]
+        return entries, [entry.stat(follow_symlinks=False) for entry in entries]
     except OSError:
         # One of them has vanished, which happens rarely enough to ask again.
-        states = [(entry, lstat(entry, forgive)) for entry in entries]
-        return [(entry, status) for entry, status in states if status is not None]
+        told = [(entry, status) for entry in entries if (status := lstat(entry, forgive))]
+        return [entry for entry, _ in told], [status for _, status in told]
 
 
 def lstat(entry: os.DirEntry[str], forgive: frozenset[int] = VANISHED) -> os.stat_result | None:
@@ -191,11 +198,8 @@ def usage(
     files = used_bytes = 0
     for _, _, batches in walk(top, forgive=forgive, step=step):
         for entries in batches:
-            sizes = [
-                status.st_size
-                for _, status in lstats(entries, forgive)
-                if stat.S_IFMT(status.st_mode) in _COUNTED
-            ]
+            _, states = lstats(entries, forgive)
+            sizes = [status.st_size for status in states if status.st_mode & KIND in _COUNTED]
             files += len(sizes)
             used_bytes += (size := sum(sizes))
             step(len(entries), size)

@@ -4,10 +4,12 @@ Whole trees, which somebody may change meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -192,6 +194,29 @@ class WalkTests(TreesTestCase):
         with self.parent.descend("top") as top:
             self.patch(os, "scandir", lambda path: Vanishing(scandir(path)))
             self.assertEqual(trees.usage(top), trees.Usage(1, 1))
+
+    def test_unknown_type(self) -> None:
+        """What a file system tells only to those who may look is passed over if they may not."""
+        self.write(self.at("top", "file"))
+        scandir = os.scandir
+
+        class Closed:
+            name = "closed"
+
+            def is_dir(self, *, follow_symlinks: bool) -> bool:
+                raise PermissionError(errno.EACCES, "closed")
+
+            stat = is_dir
+
+        @contextmanager
+        def scan(path: int) -> Iterator[Iterator[Any]]:
+            with scandir(path) as found:
+                yield iter([Closed(), *found])
+
+        with self.parent.descend("top") as top:
+            self.patch(os, "scandir", scan)
+            self.assertEqual(trees.usage(top), trees.Usage(1, 1))
+            self.assertRaises(PermissionError, visited_all, top)
 
     def swapped(self) -> None:
         self.write(self.at("top", "a", "file"))

@@ -32,8 +32,8 @@ MAX_MEMBERS = 1_000_000
 #: Bytes of a path that system calls take, with the NUL at its end (limits.h).
 PATH_MAX = 4096
 
-#: The bits of a mode that tell a file which its owner may read (inode(7)), and what they are then.
-_KIND, _OPEN = 0o170000 | stat.S_IRUSR, stat.S_IFREG | stat.S_IRUSR
+#: The bits of a mode that tell a file which its owner may read, and what they are then.
+_KIND, _OPEN = trees.KIND | stat.S_IRUSR, stat.S_IFREG | stat.S_IRUSR
 
 #: Below the top, what cannot be seen is left out.
 _FORGIVEN = trees.VANISHED | {errno.EACCES}
@@ -63,7 +63,7 @@ def members(folder: Directory, path: str, progress: Progress) -> Members:
                 empty = False
                 names: list[str] = []
                 states: list[os.stat_result] = []
-                for entry, status in trees.lstats(entries, _FORGIVEN):
+                for entry, status in zip(*trees.lstats(entries, _FORGIVEN), strict=True):
                     name = inside + entry.name
                     # Most of what people keep are files of the daemon's own.
                     if (
