@@ -9,7 +9,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -216,7 +216,8 @@ class WalkTests(TreesTestCase):
         with self.parent.descend("top") as top:
             self.patch(os, "scandir", scan)
             self.assertEqual(trees.usage(top), trees.Usage(1, 1))
-            self.assertRaises(PermissionError, visited_all, top)
+            with closing(trees.walk(top)) as walk:  # type: ignore[type-var]
+                self.assertRaises(PermissionError, self.enter, walk)
 
     def swapped(self) -> None:
         self.write(self.at("top", "a", "file"))
