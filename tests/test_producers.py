@@ -28,7 +28,7 @@ from storageproxy.transfer import producers
 from storageproxy.transfer.bodies import BLOCK
 from storageproxy.transfer.downloads import SMALL
 from storageproxy.transfer.feed import AHEAD
-from storageproxy.transfer.producers import STALLED, KernelProducer
+from storageproxy.transfer.producers import FRESH, STALLED, KernelProducer
 from tests.harness import Answer, Descriptors, Events, MemoryCase, parse_answers
 
 TURN = 1024 * 1024
@@ -202,6 +202,39 @@ class KernelProducerTests(KernelCase):
             reads += 1
             connection.flow()
         self.assertEqual(reads, -(-len(self.content) // BLOCK // AHEAD))
+        self.threads.release()
+        connection.flow()
+        self.assertEqual(connection.answers()[0].body, self.content)
+        self.assert_all_closed()
+
+    def test_looks(self) -> None:
+        """One look at the page cache is for what is sent soon; then it is looked at again."""
+        looks: list[tuple[int, int]] = []
+
+        def look(_: int, offset: int, size: int) -> bool:
+            looks.append((offset, size))
+            return True
+
+        self.patch(pagecache, "is_cached", look)
+        connection = self.begin("file")
+        self.assertTrue(connection.turn() and connection.turn())
+        self.assertEqual(looks, [(0, len(self.content))])
+        connection.read()
+        self.clock.advance(FRESH)
+        self.assertTrue(connection.turn())
+        self.assertEqual(looks[1:], [(2 * TURN, len(self.content) - 2 * TURN)])
+        connection.flow()
+        self.assertEqual(connection.answers()[0].body, self.content)
+        self.assertEqual(len(looks), 2)
+
+    def test_partly_cached(self) -> None:
+        """What the page cache has goes out of it, though the rest is on the disk only."""
+        self.patch(pagecache, "is_cached", lambda _, offset, size: offset + size <= TURN)
+        self.threads.held = True
+        connection = self.begin("file")
+        self.threads.step()
+        connection.flow()
+        self.assertEqual(connection.received[-TURN:], self.content[:TURN])
         self.threads.release()
         connection.flow()
         self.assertEqual(connection.answers()[0].body, self.content)
