@@ -34,8 +34,8 @@ STALLED = 900.0
 TURN = 8 * 1024 * 1024
 
 #: Bytes that all of them may send before the reactor looks at anything else, what the turn of each
-#: counts for besides, as it costs some 60 microseconds, and the least that one may send in it.
-ROUND, COST, SHARE = 64 * 1024 * 1024, 256 * 1024, 32 * 1024
+#: counts for besides, as it costs some 80 microseconds, and the least that one may send in it.
+ROUND, COST, SHARE = 64 * 1024 * 1024, 384 * 1024, 32 * 1024
 
 #: Bytes that are read by one call for it, and the fewest when there are many connections. What they
 #: have in memory together is about :data:`MEMORY`.
@@ -46,8 +46,7 @@ MEMORY = 64 * 1024 * 1024
 #: once it is looked at.
 STRETCH = 32 * 1024 * 1024
 
-#: Seconds for which what was in the page cache is taken to be there: not even a kernel that is short
-#: of memory takes the pages first that it has just been asked for.
+#: Seconds for which what was in the page cache is taken to be there still.
 FRESH = 0.05
 
 #: Buffers that one call takes (limits.h).
