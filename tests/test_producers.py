@@ -8,6 +8,7 @@ import errno
 import os
 import select
 import socket
+import struct
 from io import BytesIO
 from typing import Any
 from zipfile import ZipFile
@@ -173,6 +174,28 @@ class KernelProducerTests(KernelCase):
     def test_interface(self) -> None:
         """It is a pull producer."""
         self.assertTrue(verifyClass(IPullProducer, KernelProducer))
+
+    def test_at_once(self) -> None:
+        """A small answer is with the client before the reactor has looked at its sockets again."""
+        self.put("small", b"content")
+        connection = self.begin("small")
+        connection.read()
+        [answer] = connection.answers()
+        self.assertEqual((answer.status, answer.body), (200, b"content"))
+        self.assertFalse(connection.turn())
+        self.ask(connection, "small")
+        connection.read()
+        self.assertEqual(len(connection.answers()), 2)
+
+    def test_client_left(self) -> None:
+        """That the client is gone when it is answered is found by the reactor, as ever."""
+        self.threads.held = True
+        connection = self.begin("file", Range="bytes=0-9")
+        connection.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.client.close()
+        self.threads.release()
+        self.assertTrue(connection.transport.connected)
+        self.assertIsNotNone(connection.transport.doRead())
 
     def test_cached(self) -> None:
         """What the page cache has goes out without a thread."""

@@ -81,6 +81,11 @@ class StreamingChannel(HTTPChannel):
         if self.factory.draining:
             self.persistent = False
         super().requestDone(request)
+        wire = self.transport
+        if isinstance(wire, Connection) and wire.connected and not wire.disconnecting:
+            # Now, as far as the kernel takes it. To wait until the reactor finds out that it does
+            # costs as much as a tenth of a small answer.
+            wire.doWrite()
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
