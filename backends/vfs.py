@@ -112,17 +112,21 @@ class VFSVolume:
         """See :meth:`storageproxy.interfaces.IVolume.open_root`."""
         return Directory.open_root(self.path)
 
-    def open_folder(self, vfid: VFolderID) -> Directory:
+    def open_folder(self, vfid: VFolderID, root: Directory | None = None) -> Directory:
         """See :meth:`storageproxy.interfaces.IVolume.open_folder`."""
-        with self.open_root() as root:
-            try:
-                return root.descend("/".join(vfid.layout))
-            except (FileNotFoundError, NotADirectoryError):
-                raise VFolderNotFound(vfid=str(vfid)) from None
+        if root is None:
+            with self.open_root() as opened:
+                return self.open_folder(vfid, opened)
+        try:
+            return root.descend("/".join(vfid.layout))
+        except (FileNotFoundError, NotADirectoryError):
+            raise VFolderNotFound(vfid=str(vfid)) from None
 
-    def changing(self, vfid: VFolderID) -> AbstractContextManager[Directory]:
+    def changing(
+        self, vfid: VFolderID, root: Directory | None = None
+    ) -> AbstractContextManager[Directory]:
         """See :meth:`storageproxy.interfaces.IVolume.changing`."""
-        return self.open_folder(vfid)
+        return self.open_folder(vfid, root)
 
     def within(
         self,

@@ -425,7 +425,7 @@ class Directory(_Closing):
         above, _, name = path.rpartition("/")
         if name in ("", ".", ".."):
             raise InvalidSubpath.unnamed(path)
-        return self.descend(above or "."), name
+        return self.descend(above) if above else type(self)(os.dup(self.descriptor)), name
 
     def make_directories(self, path: str, mode: int = 0o755, *, durable: bool = True) -> None:
         """

@@ -132,21 +132,25 @@ class IVolume(Interface):
         :return: a :class:`storageproxy.beneath.Directory`, to be closed.
         """
 
-    def open_folder(vfid: VFolderID) -> Directory:
+    def open_folder(vfid: VFolderID, root: Directory | None = None) -> Directory:
         """
         Open a vfolder. In threads only.
 
+        :param root: from :meth:`open_root`, by who has it open already.
         :return: a :class:`storageproxy.beneath.Directory`, to be closed.
         :raises storageproxy.errors.VFolderNotFound: when there is none.
         """
 
-    def changing(vfid: VFolderID) -> AbstractContextManager[Directory]:
+    def changing(
+        vfid: VFolderID, root: Directory | None = None
+    ) -> AbstractContextManager[Directory]:
         """
         Open a vfolder for as long as something is written to it. In threads only.
 
         There are file systems that say of a quota that it is the disk which is full: an OSError
         that leaves the ``with`` block says EDQUOT when it is the quota.
 
+        :param root: as for :meth:`open_folder`.
         :return: a context manager with the :class:`storageproxy.beneath.Directory`.
         :raises storageproxy.errors.VFolderNotFound: when there is none.
         """

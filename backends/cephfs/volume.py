@@ -132,9 +132,9 @@ class CephFSVolume(VFSVolume):
         return root
 
     @contextmanager
-    def changing(self, vfid: VFolderID) -> Iterator[Directory]:
+    def changing(self, vfid: VFolderID, root: Directory | None = None) -> Iterator[Directory]:
         """See :meth:`storageproxy.interfaces.IVolume.changing`."""
-        with self.open_folder(vfid) as folder:
+        with self.open_folder(vfid, root) as folder:
             try:
                 yield folder
             except OSError as error:

@@ -149,9 +149,9 @@ class XFSVolume(VFSVolume):
         return root
 
     @contextmanager
-    def changing(self, vfid: VFolderID) -> Iterator[Directory]:
+    def changing(self, vfid: VFolderID, root: Directory | None = None) -> Iterator[Directory]:
         """See :meth:`storageproxy.interfaces.IVolume.changing`."""
-        with self.open_folder(vfid) as folder, self._telling_quota(vfid.layout):
+        with self.open_folder(vfid, root) as folder, self._telling_quota(vfid.layout):
             yield folder
 
     async def create_folder(self, vfid: VFolderID, mode: int | None, quota: int | None) -> None:

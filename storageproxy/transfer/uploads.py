@@ -267,7 +267,7 @@ def _deadline(volume: IVolume) -> float:
 
 def _within(session: Session, operation: Callable[[Staging], T]) -> T:
     volume = session.volume
-    with volume.open_root() as root, volume.changing(session.vfid) as folder:
+    with volume.open_root() as root, volume.changing(session.vfid, root) as folder:
         return operation(Staging(root, folder, volume.durability))
 
 
