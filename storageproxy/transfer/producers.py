@@ -31,7 +31,7 @@ from storageproxy.transfer.request import StreamingRequest
 STALLED = 900.0
 
 #: Bytes that one connection may send before it is the turn of the others.
-TURN = 8 * 1024 * 1024
+TURN = 16 * 1024 * 1024
 
 #: Bytes that all of them may send before the reactor looks at anything else, what the turn of each
 #: counts for besides, as it costs some 80 microseconds, and the least that one may send in it.
