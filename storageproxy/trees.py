@@ -135,7 +135,9 @@ def lstats(
     """Those entries of a walk of which :func:`lstat` knows the state, and their states."""
     try:
         return entries, [entry.stat(follow_symlinks=False) for entry in entries]
-    except OSError:
+    except OSError as error:
+        if error.errno not in forgive:
+            raise
         # One of them has vanished, which happens rarely enough to ask again.
         told = [(entry, status) for entry in entries if (status := lstat(entry, forgive))]
         return [entry for entry, _ in told], [status for _, status in told]

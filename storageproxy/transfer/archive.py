@@ -71,6 +71,7 @@ def members(folder: Directory, path: str, progress: Progress) -> Members:
                         or status.st_uid != me
                         or len(name) >= surely_short
                     ):
+                        progress.step(0)
                         found_file = _file(folder, directory, prefix + name, status, me)
                         if found_file is None:
                             continue

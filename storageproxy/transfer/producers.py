@@ -30,24 +30,26 @@ from storageproxy.transfer.request import StreamingRequest
 #: it may last for several minutes.
 STALLED = 900.0
 
-#: Bytes that one connection may send before it is the turn of the others.
-TURN = 16 * 1024 * 1024
+#: Bytes that one connection may send before it is the turn of the others, and seconds after which
+#: it sends no more: a thread that makes the bytes may take the interpreter's lock for some
+#: milliseconds after each call.
+TURN, LONGEST = 16 * 1024 * 1024, 0.005
 
 #: Bytes that all of them may send before the reactor looks at anything else, what the turn of each
-#: counts for besides, as it costs some 80 microseconds, and the least that one may send in it.
-ROUND, COST, SHARE = 64 * 1024 * 1024, 384 * 1024, 32 * 1024
+#: counts for besides, as it costs some 60 microseconds, and the least that one may send in it.
+ROUND, COST, SHARE = 64 * 1024 * 1024, 256 * 1024, 64 * 1024
 
 #: Bytes that are read by one call for it, and the fewest when there are many connections. What they
 #: have in memory together is about :data:`MEMORY`.
 READ, LEAST_READ = 1024 * 1024, 64 * 1024
 MEMORY = 64 * 1024 * 1024
 
-#: Bytes of a file that are read in threads before the page cache is looked at again; for so many at
-#: once it is looked at.
+#: Bytes of a file that are read in threads before the page cache is looked at again.
 STRETCH = 32 * 1024 * 1024
 
-#: Seconds for which what was in the page cache is taken to be there still.
-FRESH = 0.05
+#: Turns that one look at the page cache is for, and seconds for which what was in it is taken to be
+#: there still.
+LOOK_AHEAD, FRESH = 4, 0.05
 
 #: Buffers that one call takes (limits.h).
 _IOV_MAX = 1024
@@ -217,7 +219,9 @@ class KernelProducer:
         self._end(Failure(CancelledError()))
 
     def _send(self, left: int) -> None:
-        while left > 0:
+        assert self._request is not None
+        end = self._request.reactor.seconds() + LONGEST
+        while left > 0 and self._moved < end:
             if self._data:
                 sent = self._send_data()
             elif self._feed is not None:
@@ -274,10 +278,10 @@ class KernelProducer:
             seen is not None
             and seen.file is part.file
             and seen.start <= part.start <= part.start + size <= seen.stop
-            and now - self._seen_at < FRESH
+            and 0 <= now - self._seen_at < FRESH
         ):
             return True
-        for ahead in {min(STRETCH, part.stop - part.start): None, size: None}:
+        for ahead in {min(LOOK_AHEAD * size, part.stop - part.start): None, size: None}:
             if part.file.is_cached(part.start, ahead):
                 self._seen = Extent(part.file, part.start, part.start + ahead)
                 self._seen_at = now

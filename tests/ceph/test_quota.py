@@ -172,6 +172,11 @@ class Uploading(OnVolume, OnUpload):
 
     size = 32 * MEBI
 
+    def setUp(self) -> None:
+        """Nobody has written anything."""
+        super().setUp()
+        self.told: dict[str, int] = {}
+
     def test_two_writers(self) -> None:
         """
         It ends at the limit, with session and offset kept, and goes on when the limit is raised.
@@ -187,7 +192,7 @@ class Uploading(OnVolume, OnUpload):
                         file.write(bytes(MEBI))
                         file.flush()
                         os.fsync(file.fileno())
-                        self.known(file.tell())
+                        self.known("other", file.tell())
             except OSError as error:
                 found.append(error.errno)
 
@@ -201,28 +206,33 @@ class Uploading(OnVolume, OnUpload):
         self.assertTrue(limit - SLACK <= used <= limit + SLACK, used)
         offset = self.offset()
         self.assertEqual(self.staging.read_bytes(), self.data[:offset])
-        self.full(self.append(offset, self.data[offset:]))
+        self.full(self.append_known(self.data, offset))
         self.limit(200 * MEBI)
         offset = self.offset()
         self.stored(self.append(offset, self.data[offset:]), self.size)
         self.complete()
         self.assertTrue((self.on_two(self.root) / "file").read_bytes() == self.data)
 
-    def known(self, size: int) -> None:
-        """Return when both mounts know of so many bytes, as each refuses only what it knows of."""
+    def known(self, who: str, size: int) -> None:
+        """
+        Return when both mounts know of so many bytes of a writer, and of what others have told here
+        by then: each mount refuses only what it knows of.
+        """
+        self.told[who] = size
+        expected = sum(self.told.values())
         deadline = time.monotonic() + GIVE_UP
         for path in (self.root, self.on_two(self.root)):
-            while counting.attribute(path, BYTES) < size:
-                self.assertLess(time.monotonic(), deadline, f"{path} does not know of {size} bytes")
+            while counting.attribute(path, BYTES) < expected:
+                self.assertLess(time.monotonic(), deadline, f"{path} knows of less than {expected}")
                 select_pause()
 
-    def append_known(self, data: bytes) -> Answer:
+    def append_known(self, data: bytes, start: int = 0) -> Answer:
         """Append piece by piece, each when that before is known: the first refusal, or the end."""
-        for offset in range(0, len(data), MEBI):
+        for offset in range(start, len(data), MEBI):
             answer = self.append(offset, data[offset : offset + MEBI])
             if answer.status != 204:
                 break
-            self.known(offset + MEBI)
+            self.known("upload", min(offset + MEBI, len(data)))
         return answer
 
     def offset(self) -> int:
