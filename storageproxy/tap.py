@@ -118,10 +118,10 @@ def makeService(options: Options) -> IService:
                 serving = Workers(settings, reactor, retell, True)
         else:
             # Only who serves loads what that needs.
-            from storageproxy.service import StorageProxy, keep_for_good
+            from storageproxy.service import StorageProxy, favour_reactor
 
             serving = StorageProxy(settings, reactor)
-            reactor.callWhenRunning(keep_for_good)
+            reactor.callWhenRunning(favour_reactor)
         log_observer = observer(settings.logging, debug, outputs) if own_log else None
         return Daemon(settings, serving, reactor, log_observer, greeting)
     except ConfigurationError as error:

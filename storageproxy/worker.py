@@ -53,7 +53,7 @@ def serve(instructions: Instructions, reactor: Any) -> None:
     """
     from twisted.internet.stdio import StandardIO
 
-    from storageproxy.service import StorageProxy, keep_for_good
+    from storageproxy.service import StorageProxy, favour_reactor
 
     proxy = StorageProxy(instructions.settings, reactor, instructions.number == 0)
     proxy.listen(
@@ -80,7 +80,7 @@ def serve(instructions: Instructions, reactor: Any) -> None:
     # Before the reactor runs: what is raised ends the process, and the parent hears of it.
     proxy.startService()
     reactor.callWhenRunning(begin)
-    reactor.callWhenRunning(keep_for_good)
+    reactor.callWhenRunning(favour_reactor)
     reactor.addSystemEventTrigger("before", "shutdown", proxy.stopService)
     reactor.run()
 
