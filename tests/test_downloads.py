@@ -488,6 +488,9 @@ class ArchiveTests(DownloadCase):
         self.threads.step()
         self.assertEqual(self.threads.calls, [])
         self.assertLess(len(wire.value()), 2 * BLOCK)
+        # The file that is read stays open until then.
+        wire.disconnect()
+        self.threads.release()
 
 
 class ArchiveLengthTests(SynchronousTestCase):

@@ -281,12 +281,14 @@ class KernelProducer:
             and 0 <= now - self._seen_at < FRESH
         ):
             return True
-        for ahead in {min(LOOK_AHEAD * size, part.stop - part.start): None, size: None}:
-            if part.file.is_cached(part.start, ahead):
-                self._seen = Extent(part.file, part.start, part.start + ahead)
-                self._seen_at = now
-                return True
-        return False
+        ahead = min(LOOK_AHEAD * size, part.stop - part.start)
+        if not part.file.is_cached(part.start, ahead):
+            if ahead == size or not part.file.is_cached(part.start, size):
+                return False
+            ahead = size
+        self._seen = Extent(part.file, part.start, part.start + ahead)
+        self._seen_at = now
+        return True
 
     def _have_made(self, make: Callable[[int], Chunks]) -> None:
         assert self._request is not None
